@@ -1,0 +1,112 @@
+"""Tests for :mod:`txbedrock.core.headers`."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txbedrock.core.headers import downstream_headers, header, signed_headers, upstream_headers
+
+
+class UpstreamTests(SynchronousTestCase):
+    """What goes to AWS."""
+
+    def test_passes_what_is_not_ours(self) -> None:
+        """Bedrock's and the client's own headers go up unchanged and in order."""
+        headers = [
+            (b"Content-Type", b"application/json"),
+            (b"X-Amzn-Bedrock-GuardrailIdentifier", b"g1"),
+            (b"anthropic-beta", b"a"),
+            (b"anthropic-beta", b"b"),
+            (b"User-Agent", b"boto3"),
+            (b"amz-sdk-invocation-id", b"1"),
+        ]
+        self.assertEqual(upstream_headers(headers), headers)
+
+    def test_drops_whatever_may_carry_a_key(self) -> None:
+        """No carrier of a key goes up, in no spelling, used or not."""
+        for name in (
+            b"authorization",
+            b"Authorization",
+            b"X-API-Key",
+            b"x-litellm-api-key",
+            b"X-Amz-Security-Token",
+            b"api-key",
+            b"x-goog-api-key",
+            b"Ocp-Apim-Subscription-Key",
+            b"proxy-authorization",
+            b"Cookie",
+        ):
+            self.assertEqual(upstream_headers([(name, b"sk-secret")]), [], name)
+
+    def test_drops_what_belongs_to_the_connection(self) -> None:
+        """Hop-by-hop headers stay, those that Connection names among them."""
+        headers = [
+            (b"Connection", b"keep-alive, X-Internal"),
+            (b"X-Internal", b"1"),
+            (b"Keep-Alive", b"timeout=5"),
+            (b"Transfer-Encoding", b"chunked"),
+            (b"TE", b"trailers"),
+            (b"Upgrade", b"h2c"),
+            (b"Host", b"localhost:4000"),
+            (b"Content-Length", b"3"),
+            (b"Expect", b"100-continue"),
+            (b"X-Other", b"2"),
+        ]
+        self.assertEqual(upstream_headers(headers), [(b"X-Other", b"2")])
+
+    def test_drops_the_old_signature(self) -> None:
+        """Date and hash of the client's signature do not meet ours."""
+        headers = [(b"X-Amz-Date", b"x"), (b"x-amz-content-sha256", b"y")]
+        self.assertEqual(upstream_headers(headers), [])
+
+    def test_drops_a_configured_carrier(self) -> None:
+        """A further header that is said to carry keys is one."""
+        self.assertEqual(upstream_headers([(b"X-My-Key", b"k")], b"x-my-key"), [])
+
+
+class DownstreamTests(SynchronousTestCase):
+    """What comes back."""
+
+    def test_framing_is_ours(self) -> None:
+        """Everything comes back but the framing of the upstream's connection."""
+        headers = [
+            (b"X-Amzn-Requestid", b"r"),
+            (b"Content-Encoding", b"gzip"),
+            (b"Set-Cookie", b"a=1"),
+            (b"Set-Cookie", b"b=2"),
+            (b"Server", b"AWS"),
+        ]
+        framing = [
+            (b"Transfer-Encoding", b"chunked"),
+            (b"Content-Length", b"1"),
+            (b"Connection", b"close"),
+        ]
+        self.assertEqual(downstream_headers(headers + framing), headers)
+
+
+class SelectionTests(SynchronousTestCase):
+    """Looking headers up."""
+
+    def test_signed(self) -> None:
+        """Host, content type and all that is Amazon's is signed, nothing else."""
+        self.assertEqual(
+            signed_headers(
+                [
+                    (b"Host", b"h"),
+                    (b"Accept-Encoding", b"gzip"),
+                    (b"Content-Type", b"c"),
+                    (b"X-Amzn-Bedrock-Trace", b"t"),
+                    (b"x-amz-user-agent", b"u"),
+                ]
+            ),
+            [
+                (b"Host", b"h"),
+                (b"Content-Type", b"c"),
+                (b"X-Amzn-Bedrock-Trace", b"t"),
+                (b"x-amz-user-agent", b"u"),
+            ],
+        )
+
+    def test_header(self) -> None:
+        """The first of a name counts, whatever its case."""
+        headers = [(b"A", b"0"), (b"B-C", b"1"), (b"b-c", b"2")]
+        self.assertEqual(header(headers, b"b-c"), b"1")
+        self.assertIsNone(header(headers, b"d"))

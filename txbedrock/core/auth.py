@@ -1,0 +1,121 @@
+"""
+Headers -> the key that a client presents.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from txbedrock.core.headers import HeaderList
+
+__all__ = [
+    "PresentedKey",
+    "Principal",
+    "hash_key",
+    "presented_key",
+    "same_key",
+    "signing_scope_of",
+]
+
+# Note [Where a client puts its key]
+# ----------------------------------
+# The first that is there counts; all of them are kept from going upstream.
+#
+# 1. x-litellm-api-key, x-api-key: a header of its own.
+# 2. Authorization: Bearer KEY (also Basic, as LiteLLM reads it).
+# 3. Authorization: AWS4-HMAC-SHA256 Credential=KEY/date/region/service/...,
+#    also Credential=Bearer KEY/...: an AWS SDK whose access key id is the key.
+#    It is the only way for the services that know no bearer tokens, and for
+#    boto3 >= 1.44 over plain http.
+# 4. x-amz-security-token: an AWS SDK whose session token is the key, its other
+#    credentials being dummies.
+
+_DEDICATED = (b"x-litellm-api-key", b"x-api-key")
+_SIGV4 = b"aws4-hmac-sha256"
+
+
+@dataclass(frozen=True, slots=True)
+class PresentedKey:
+    """What the client says it is. Not believed yet."""
+
+    secret: bytes = field(repr=False)
+    carrier: str
+    """``header``, ``bearer``, ``sigv4`` or ``session-token``."""
+
+    candidates: tuple[bytes, ...] = field(default=(), repr=False)
+    """Further values to try: the session token beside dummy credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request is made for, and in whose name it is accounted."""
+
+    alias: str
+    """A name for logs. Never the key."""
+
+
+def hash_key(key: bytes) -> bytes:
+    """SHA-256 of a key: what is kept and compared."""
+    return sha256(key).digest()
+
+
+def same_key(presented: bytes, expected_hash: bytes) -> bool:
+    """Compare in constant time, whatever the lengths."""
+    return hmac.compare_digest(hash_key(presented), expected_hash)
+
+
+def _strip_bearer(value: bytes) -> bytes:
+    return value[7:].strip() if value[:7].lower() == b"bearer " else value
+
+
+def signing_scope_of(headers: HeaderList) -> tuple[bytes, bytes, bytes] | None:
+    """
+    What a SigV4 client says in its credential scope.
+
+    :returns: access key id (a leading ``Bearer`` removed), region and signing
+        name; None when the request is not signed or the scope is not readable.
+    """
+    for name, value in headers:
+        if name.lower() != b"authorization":
+            continue
+        scheme, _, rest = value.strip().partition(b" ")
+        if scheme.lower() != _SIGV4:
+            return None
+        for part in rest.split(b","):
+            label, _, text = part.strip().partition(b"=")
+            if label == b"Credential":
+                # The key may not hold a slash; the scope has four more parts.
+                pieces = text.rsplit(b"/", 4)
+                if len(pieces) == 5:
+                    return _strip_bearer(pieces[0].strip()), pieces[2], pieces[3]
+        return None
+    return None
+
+
+def presented_key(headers: HeaderList) -> PresentedKey | None:
+    """
+    Find the key. See Note [Where a client puts its key].
+
+    :returns: None when there is none at all.
+    """
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        lower = name.lower()
+        if lower in (*_DEDICATED, b"authorization", b"x-amz-security-token"):
+            found.setdefault(lower, value.strip())
+    for name in _DEDICATED:
+        if found.get(name):
+            return PresentedKey(_strip_bearer(found[name]), "header")
+    authorization = found.get(b"authorization", b"")
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme.lower() in (b"bearer", b"basic") and rest.strip():
+        return PresentedKey(rest.strip(), "bearer")
+    token = found.get(b"x-amz-security-token")
+    scope = signing_scope_of(headers)
+    if scope is not None:
+        return PresentedKey(scope[0], "sigv4", (token,) if token else ())
+    if token:
+        return PresentedKey(token, "session-token")
+    return None

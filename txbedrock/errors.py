@@ -1,0 +1,149 @@
+"""
+What the gateway itself refuses, and how each refusal looks to an AWS SDK.
+
+Each class states its HTTP status and AWS's error code. The message is written
+for the client: it says what to change. What only the operator may know goes
+into ``detail``, which is logged and never sent.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDenied",
+    "BadHttp",
+    "BodyTimeout",
+    "BodyTooLarge",
+    "ConfigError",
+    "CredentialsUnavailable",
+    "HeadersTooLarge",
+    "InternalError",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "NotSupported",
+    "ProxyError",
+    "UnknownModel",
+    "UnknownOperation",
+    "UnrecognizedKey",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
+]
+
+
+class ProxyError(Exception):
+    """
+    A request is refused by the gateway, or cannot be served.
+
+    :param message: for the client.
+    :param detail: for the log only.
+    :param headers: further headers of the reply.
+    """
+
+    status: int = 500
+    code: str = "InternalServerException"
+
+    def __init__(
+        self, message: str, *, detail: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.headers = headers
+
+
+class UnrecognizedKey(ProxyError):
+    """No key, or one that nobody issued. SDKs do not retry it."""
+
+    status = 403
+    code = "UnrecognizedClientException"
+
+
+class AccessDenied(ProxyError):
+    """The key is known and may not do this. SDKs do not retry it."""
+
+    status = 403
+    code = "AccessDeniedException"
+
+
+class InvalidRequest(ProxyError):
+    """The request cannot be right. SDKs do not retry it."""
+
+    status = 400
+    code = "ValidationException"
+
+
+class BadHttp(InvalidRequest):
+    """The bytes are not an HTTP request."""
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+
+
+class BodyTimeout(ProxyError):
+    """The client took too long to send its request."""
+
+    status = 408
+    code = "RequestTimeoutException"
+
+
+class UnknownModel(ProxyError):
+    status = 404
+    code = "ResourceNotFoundException"
+
+
+class UnknownOperation(ProxyError):
+    status = 404
+    code = "UnknownOperationException"
+
+
+class MethodNotAllowed(UnknownOperation):
+    """The path is one of Bedrock's, the method is not."""
+
+    status = 405
+
+
+class NotSupported(UnknownOperation):
+    """An operation of Bedrock's that this gateway cannot carry."""
+
+    status = 501
+
+
+class CredentialsUnavailable(ProxyError):
+    """There are no usable AWS credentials now. SDKs retry it."""
+
+    status = 503
+    code = "ServiceUnavailableException"
+
+
+class UpstreamUnavailable(ProxyError):
+    """No connection, or one that broke before an answer. SDKs retry it."""
+
+    status = 503
+    code = "ServiceUnavailableException"
+
+
+class UpstreamTimeout(ProxyError):
+    """Bedrock did not answer within the time limit. SDKs do not retry it."""
+
+    status = 408
+    code = "ModelTimeoutException"
+
+
+class InternalError(ProxyError):
+    """A fault of the gateway."""
+
+
+class ConfigError(Exception):
+    """
+    The configuration cannot be used.
+
+    :param problems: one sentence each, beginning with ``file:line: key.path: ``.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

@@ -1,0 +1,1 @@
+"""The server side: what a client of the gateway talks to."""

@@ -1,0 +1,133 @@
+"""
+The leaf of the Resource tree: everything below the prefix goes to Bedrock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from txbedrock.core.headers import HeaderList
+from txbedrock.core.replies import Reply, render, shape_of
+from txbedrock.errors import InternalError
+from txbedrock.inbound.site import Request, send_reply
+from txbedrock.interfaces import IDownstream, InboundRequest
+
+__all__ = ["Downstream", "ProxyResource"]
+
+
+class Downstream:
+    """A twisted.web request as the exchange sees it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
+        request = self._request
+        request.setResponseCode(status, phrase)
+        answer = request.responseHeaders
+        closing = answer.getRawHeaders(b"connection")
+        # The server's and date's place belongs to the upstream's own.
+        answer.removeHeader(b"server")
+        answer.removeHeader(b"date")
+        for name, value in headers:
+            answer.addRawHeader(name, value)
+        if closing:
+            answer.setRawHeaders(b"connection", closing)
+        if length is not None and status not in (204, 304):
+            answer.setRawHeaders(b"content-length", [b"%d" % length])
+        request.write(b"")
+
+    def write(self, data: bytes) -> None:
+        self._request.write(data)
+
+    def finish(self) -> None:
+        if not self._request._disconnected:
+            self._request.finish()
+
+    def abort(self) -> None:
+        if not self._request._disconnected:
+            self._request.channel.abort()
+
+    def reply(self, reply: Reply) -> None:
+        if not self._request._disconnected:
+            send_reply(self._request, reply)
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        self._request.registerProducer(producer, True)
+
+    def unregister_producer(self) -> None:
+        if not self._request._disconnected:
+            self._request.unregisterProducer()
+
+
+class ProxyResource(Resource):
+    """
+    Hands a request to the exchange and cancels it when the client leaves.
+
+    :param serve: carries one request; cancelled when its client leaves.
+    :param prefix_segments: how many segments of the path lead here.
+    """
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(
+        self,
+        serve: Callable[[InboundRequest, IDownstream], Awaitable[None]],
+        prefix_segments: int,
+    ) -> None:
+        Resource.__init__(self)
+        self._carry = serve
+        self._prefix_segments = prefix_segments
+
+    def render(self, request: Request) -> int:
+        serving = Deferred.fromCoroutine(self._serve(request))
+        request.notifyFinish().addErrback(lambda _: serving.cancel())
+        serving.addErrback(self._failed, request)
+        return NOT_DONE_YET
+
+    async def _serve(self, request: Request) -> None:
+        await request.content.complete()
+        path, mark, query = request.uri.partition(b"?")
+        await self._carry(
+            InboundRequest(
+                id=str(uuid.uuid4()),
+                method=request.method,
+                raw_path=self._below_prefix(path),
+                raw_query=query if mark else None,
+                headers=[
+                    (name, value)
+                    for name, values in request.requestHeaders.getAllRawHeaders()
+                    for value in values
+                ],
+                body=request.content,
+                peer=getattr(request.client, "host", "-"),
+                received=request.received,
+            ),
+            Downstream(request),
+        )
+
+    def _below_prefix(self, path: bytes) -> bytes:
+        for _ in range(self._prefix_segments):
+            path = path[1:]
+            slash = path.find(b"/")
+            path = b"" if slash < 0 else path[slash:]
+        return path
+
+    def _failed(self, failure: object, request: Request) -> None:
+        """The exchange answers for itself; this is for what came before it."""
+        self._log.failure("a request could not be read", failure)  # type: ignore[arg-type]
+        if request._disconnected or request.finished:
+            return
+        if request.startedWriting:
+            request.channel.abort()
+            return
+        error = InternalError("The gateway failed to take this request in.")
+        send_reply(request, render(error, str(uuid.uuid4()), shape_of(request.path)))

@@ -1,0 +1,284 @@
+"""
+What an exchange needs from the rest of the house, and what it is given.
+
+The rooms meet here: ``inbound``, ``outbound`` and ``storage`` never import each
+other, they are handed over as one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.web.iweb import IBodyProducer
+
+from txbedrock.core.auth import PresentedKey, Principal
+from txbedrock.core.credentials import BearerToken, Credentials
+from txbedrock.core.deployments import CredentialSpec
+from txbedrock.core.headers import HeaderList
+from txbedrock.core.replies import Reply
+
+__all__ = [
+    "Ending",
+    "ExchangeRecord",
+    "IBody",
+    "ICredentialSource",
+    "ICredentials",
+    "IDownstream",
+    "IExchangeLog",
+    "IKeyStore",
+    "IRelay",
+    "IUpstream",
+    "IUpstreamResponse",
+    "InboundRequest",
+    "Outcome",
+    "UpstreamRequest",
+]
+
+
+class IBody(Protocol):
+    """A request's body, whole, hashed while it arrived."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """Lower-case hex."""
+
+    def start(self) -> bytes:
+        """The whole body if it is small (at most 1 MiB), else its beginning."""
+
+    def producer(self) -> IBodyProducer | None:
+        """A new producer of the whole body for one attempt; None when empty."""
+
+
+@dataclass(slots=True)
+class InboundRequest:
+    """A client's request, whole."""
+
+    id: str
+    method: bytes
+    raw_path: bytes
+    """As sent, percent-encoded, without the gateway's prefix and the query."""
+
+    raw_query: bytes | None
+    """As sent, without the question mark; None when there is no question mark."""
+
+    headers: HeaderList = field(repr=False)
+    body: IBody = field(repr=False)
+    peer: str
+    """The client's address, for the log."""
+
+    received: float
+    """POSIX seconds when the head was complete."""
+
+
+class IDownstream(Protocol):
+    """
+    The client's side of an exchange: it takes one answer, whole or in pieces.
+
+    A client that leaves cancels the exchange.
+    """
+
+    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
+        """
+        Send the head of an answer.
+
+        :param length: of the body in bytes; None: chunked, or until close.
+        """
+
+    def write(self, data: bytes) -> None: ...
+
+    def finish(self) -> None:
+        """The answer is whole."""
+
+    def abort(self) -> None:
+        """End the answer so that the client cannot take it for whole."""
+
+    def reply(self, reply: Reply) -> None:
+        """Send an answer of the gateway's own and finish."""
+
+    def register_producer(self, producer: IPushProducer) -> None: ...
+
+    def unregister_producer(self) -> None: ...
+
+
+@dataclass(slots=True)
+class UpstreamRequest:
+    """One attempt, signed: exactly what goes on the wire."""
+
+    method: bytes
+    url: bytes
+    """Scheme, authority, raw path and query. Nothing in it is normalised."""
+
+    headers: HeaderList = field(repr=False)
+    """With Host, without Content-Length: the body says it."""
+
+    body: IBody = field(repr=False)
+    first_byte_timeout_s: float = 3600.0
+
+
+class IUpstreamResponse(Protocol):
+    """The head of an answer; its body has not been read."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def phrase(self) -> bytes: ...
+
+    @property
+    def headers(self) -> HeaderList: ...
+
+    @property
+    def length(self) -> int | None:
+        """Of the body in bytes, when the upstream says so."""
+
+    async def discard(self) -> None:
+        """Throw the body away, so that the connection can be used again or closed."""
+
+
+class Ending(Enum):
+    """How the body of an answer ended."""
+
+    COMPLETE = "complete"
+    CUT = "cut"
+    """The upstream broke off."""
+
+    IDLE = "idle"
+    """The upstream said nothing for too long."""
+
+    STALLED = "stalled"
+    """The client read nothing for too long."""
+
+    CAPPED = "capped"
+    """Draining reached its limit of bytes or time."""
+
+
+class IRelay(Protocol):
+    """A body on its way from upstream to downstream."""
+
+    @property
+    def relayed(self) -> int:
+        """Bytes of the body so far, drained ones included."""
+
+    async def run(self) -> Ending:
+        """
+        Relay until the body ends, whatever ends it.
+
+        Cancelled when the client leaves; then :meth:`drain` or :meth:`stop`
+        must follow. The downstream is neither finished nor aborted here.
+        """
+
+    async def drain(self, max_bytes: int, max_seconds: float) -> Ending:
+        """Read on without a client, within limits."""
+
+    def stop(self) -> None:
+        """Close the upstream now."""
+
+
+class IUpstream(Protocol):
+    """AWS, as far as HTTP."""
+
+    async def send(self, request: UpstreamRequest) -> IUpstreamResponse:
+        """
+        Send a request and wait for the head of its answer.
+
+        :raises UpstreamUnavailable: no connection, or it broke before the head.
+        :raises UpstreamTimeout: no head within the limit.
+        """
+
+    def relay(
+        self,
+        response: IUpstreamResponse,
+        downstream: IDownstream,
+        observe: Callable[[bytes], None] | None,
+    ) -> IRelay:
+        """
+        Prepare to relay the body.
+
+        :param observe: sees each piece after the client got it.
+        """
+
+
+class ICredentialSource(Protocol):
+    """The credentials of a deployment, always at hand."""
+
+    def current(self, service: str) -> Credentials | BearerToken:
+        """
+        Those that are valid now. Never blocks.
+
+        :param service: a service's endpoint prefix, such as ``bedrock-runtime``.
+        :raises CredentialsUnavailable: there are none, or they have expired.
+        """
+
+
+class ICredentials(Protocol):
+    def source(self, spec: CredentialSpec) -> ICredentialSource: ...
+
+
+class IKeyStore(Protocol):
+    """Who is behind a key."""
+
+    async def principal(self, presented: PresentedKey | None) -> Principal:
+        """:raises UnrecognizedKey: nobody."""
+
+
+class Outcome(Enum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    """The upstream broke off, or the client stopped reading."""
+
+    REFUSED = "refused"
+    """By the gateway, before anything was sent."""
+
+    FAILED = "failed"
+    """The upstream gave no answer."""
+
+    CLIENT_GONE = "client_gone"
+
+
+@dataclass(slots=True)
+class ExchangeRecord:
+    """What there is to say about an exchange when it is over."""
+
+    request: InboundRequest
+    alias: str = "-"
+    service: str = "-"
+    operation: str = "-"
+    model_name: str = "-"
+    deployment: str = "-"
+    region: str = "-"
+    attempts: int = 0
+    status: int = 0
+    """What the client was told; 0: nothing."""
+
+    outcome: Outcome = Outcome.COMPLETE
+    error: str = "-"
+    """AWS's error code of a refusal, or what cut the answer."""
+
+    detail: str = ""
+    """For the operator."""
+
+    upstream_request_id: str = "-"
+    bytes_up: int = 0
+    bytes_down: int = 0
+    first_byte_s: float | None = None
+    """From the head of the request to the head of the answer."""
+
+    duration_s: float = 0.0
+
+
+class IExchangeLog(Protocol):
+    def record(self, record: ExchangeRecord) -> None:
+        """
+        Keep it. Called once for each exchange, before the last byte of its
+        answer leaves; must not block.
+        """

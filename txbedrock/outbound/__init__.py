@@ -1,0 +1,1 @@
+"""The client side: how the gateway talks to AWS."""

@@ -1,0 +1,187 @@
+"""
+AWS as an exchange sees it: a request goes up, the head of an answer comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import treq
+from OpenSSL import SSL
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import (
+    ConnectError,
+    ConnectionRefusedError,
+    DNSLookupError,
+)
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+
+from txbedrock.core.headers import HeaderList
+from txbedrock.errors import ProxyError, UpstreamTimeout, UpstreamUnavailable
+from txbedrock.interfaces import IDownstream, IUpstreamResponse, UpstreamRequest
+from txbedrock.outbound.relay import Relay, discard
+
+__all__ = ["Upstream", "UpstreamResponse"]
+
+# An answer that is thrown away is an error of a few hundred bytes.
+_DISCARD_S = 5.0
+_DISCARD_BYTES = 64 * 1024
+
+
+class UpstreamResponse:
+    """The head of an answer, over treq's response."""
+
+    def __init__(self, response: IResponse, clock: IReactorTime) -> None:
+        self.response = response
+        self._clock = clock
+        self.status: int = response.code
+        self.phrase: bytes = response.phrase
+        self.headers: HeaderList = [
+            (name, value)
+            for name, values in response.headers.getAllRawHeaders()
+            for value in values
+        ]
+        self.length: int | None = None if response.length is UNKNOWN_LENGTH else response.length
+
+    async def discard(self) -> None:
+        """Throw a short body away; close the connection on a long or slow one."""
+        await discard(self.response, self._clock, _DISCARD_BYTES, _DISCARD_S)
+
+
+class Upstream:
+    """
+    Sends through a treq client.
+
+    :param client: :class:`.client.ForwardingClient`, or any ``HTTPClient``.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        client: treq.client.HTTPClient,
+        clock: IReactorTime,
+        *,
+        idle_timeout_s: float,
+        stalled_client_timeout_s: float,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._idle_s = idle_timeout_s
+        self._stalled_s = stalled_client_timeout_s
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """
+        Send a request and wait for the head of its answer.
+
+        :raises UpstreamUnavailable: no connection, or it broke before the head.
+        :raises UpstreamTimeout: no head within the request's limit.
+        """
+        headers = Headers()
+        for name, value in request.headers:
+            headers.addRawHeader(name, value)
+        answer: Deferred[Any] = self._client.request(
+            request.method.decode("ascii"),
+            request.url,
+            headers=headers,
+            data=request.body.producer(),
+            unbuffered=True,
+            allow_redirects=False,
+        )
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            answer.cancel()
+
+        timer = self._clock.callLater(request.first_byte_timeout_s, give_up)
+        try:
+            response: IResponse = await answer
+        except Exception as error:
+            if late:
+                raise UpstreamTimeout(
+                    "Bedrock did not begin to answer within "
+                    f"{request.first_byte_timeout_s:g} seconds.",
+                    detail="first byte timeout",
+                ) from None
+            raise _explained(error) from None
+        finally:
+            if timer.active():
+                timer.cancel()
+        return UpstreamResponse(response, self._clock)
+
+    def relay(
+        self,
+        response: IUpstreamResponse,
+        downstream: IDownstream,
+        observe: Callable[[bytes], None] | None,
+    ) -> Relay:
+        """Prepare to relay the body of an answer that :meth:`send` gave."""
+        assert isinstance(response, UpstreamResponse)
+        return Relay(
+            response.response,
+            downstream,
+            observe,
+            clock=self._clock,
+            idle_s=self._idle_s,
+            stalled_s=self._stalled_s,
+        )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what twisted.web has wrapped into it."""
+    found: list[BaseException] = [error]
+    for reason in getattr(error, "reasons", ()):
+        inner = reason.value if isinstance(reason, Failure) else reason
+        if isinstance(inner, BaseException):
+            found.extend(_causes(inner))
+    return found
+
+
+def _explained(error: Exception) -> Exception:
+    """
+    What an attempt failed of, as an error for the client.
+
+    A client that left cancels the attempt, which shows wrapped into
+    ``ResponseNeverReceived``: no failure of the upstream's.
+    """
+    causes = _causes(error)
+    if any(isinstance(cause, CancelledError) for cause in causes):
+        return CancelledError()
+    detail = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes[-2:])
+    for cause in causes:
+        explanation: ProxyError | None = None
+        if isinstance(cause, ConnectTimeout):
+            explanation = UpstreamUnavailable(
+                "Bedrock's endpoint could not be reached in time.", detail=detail
+            )
+        elif isinstance(cause, DNSLookupError):
+            explanation = UpstreamUnavailable(
+                "Bedrock's endpoint has no address: the region or endpoint configured "
+                "in the gateway may not exist.",
+                detail=detail,
+            )
+        elif isinstance(cause, ConnectionRefusedError):
+            explanation = UpstreamUnavailable(
+                "Bedrock's endpoint refused the connection.", detail=detail
+            )
+        elif isinstance(cause, SSL.Error) or type(cause).__module__.startswith("service_identity"):
+            explanation = UpstreamUnavailable(
+                "Bedrock's endpoint did not prove its identity over TLS.", detail=detail
+            )
+        elif isinstance(cause, ConnectError):
+            explanation = UpstreamUnavailable(
+                "Bedrock's endpoint could not be reached.", detail=detail
+            )
+        if explanation is not None:
+            return explanation
+    return UpstreamUnavailable(
+        "The connection to Bedrock broke before it answered.", detail=detail
+    )
