@@ -1,0 +1,24 @@
+"""
+Generated tables, and the commands that make them.
+
+``python -m txbedrock.data.generate_operations`` and
+``python -m txbedrock.data.generate_partitions`` write them from the installed
+botocore; a test compares them with it.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["load"]
+
+
+def load(name: str) -> Any:
+    """
+    One of the tables, as JSON gives it. Read anew each time.
+
+    :param name: ``"operations"`` or ``"partitions"``.
+    """
+    return json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))
