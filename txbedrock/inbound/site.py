@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -88,10 +88,6 @@ class Request(server.Request):
         self.args = {}
         self.process()
 
-    def process(self) -> None:
-        self.channel.site.began(self)
-        server.Request.process(self)
-
     def processingFailed(self, reason: Failure) -> Failure:
         """A fault of ours: logged, and told without its traceback."""
         self._log.failure("a resource failed", failure=reason)
@@ -102,16 +98,6 @@ class Request(server.Request):
                 error = InternalError("The gateway failed to answer this request.")
                 send_reply(self, render(error, str(uuid.uuid4()), shape_of(self.path)))
         return reason
-
-    def _cleanup(self) -> None:
-        site = self.channel.site
-        server.Request._cleanup(self)
-        site.ended(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        site = self.channel.site
-        server.Request.connectionLost(self, reason)
-        site.ended(self)
 
 
 def _too_large(limit: int) -> BodyTooLarge:
@@ -166,6 +152,11 @@ class Channel(http.HTTPChannel):
     def abort(self) -> None:
         """Cut the connection, so that nothing sent so far looks whole."""
         self._tcp.abortConnection()
+
+    @property
+    def idle(self) -> bool:
+        """Between two requests, with nothing of the next one received."""
+        return self._phase == "idle"
 
     @property
     def _tcp(self) -> ITCPTransport:
@@ -300,7 +291,7 @@ def _ignore(_data: bytes) -> None:
 
 class Site(server.Site):
     """
-    The server: counts what is in flight, and drains.
+    The server: knows its connections, and drains them.
 
     :param clock: for time limits; :param wall_seconds: POSIX seconds.
     """
@@ -322,8 +313,7 @@ class Site(server.Site):
         self.draining = False
         self._prefix = route_prefix
         self._channels: set[Channel] = set()
-        self._in_flight: set[Request] = set()
-        self._idle: list[Deferred[None]] = []
+        self._closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: object) -> Channel:  # type: ignore[override]
         channel = Channel()
@@ -355,32 +345,25 @@ class Site(server.Site):
 
     def disconnected(self, channel: Channel) -> None:
         self._channels.discard(channel)
-
-    def began(self, request: Request) -> None:
-        self._in_flight.add(request)
-
-    def ended(self, request: Request) -> None:
-        self._in_flight.discard(request)
-        if not self._in_flight:
-            waiting, self._idle = self._idle, []
-            for waiter in waiting:
-                waiter.callback(None)
+        if not self._channels and self._closed is not None:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
 
     def drain(self) -> Deferred[None]:
         """
-        Close idle connections and ask the others to close.
+        Close idle connections at once and the others after their answer.
 
-        :returns: fires when no request is in flight.
+        :returns: fires when the last connection is closed, its data delivered.
         """
         self.draining = True
+        closed = self._closed = Deferred()
         for channel in list(self._channels):
-            if not channel.requests:
+            if channel.refused or channel.idle:
                 channel.loseConnection()
-        if not self._in_flight:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._idle.append(waiter)
-        return waiter
+        if not self._channels:
+            self._closed = None
+            closed.callback(None)
+        return closed
 
     def abort(self) -> None:
         """Cut every connection."""

@@ -65,12 +65,12 @@ class Relay(Protocol):
 
     async def run(self) -> Ending:
         """Relay until the body ends, or is given up."""
-        self._done = Deferred()
+        done = self._done = Deferred()
         assert self._downstream is not None
         self._downstream.register_producer(self)
         try:
             self._response.deliverBody(self)
-            return await self._done
+            return await done
         except CancelledError:
             # The client has left. Its transport asks for nothing any more, so
             # a relay that was paused would stay so.
@@ -89,7 +89,7 @@ class Relay(Protocol):
         """
         if self._verdict is not None:
             return self._verdict
-        self._done = Deferred()
+        done = self._done = Deferred()
         self._max_bytes = self.relayed + max_bytes
         cap = self._clock.callLater(max_seconds, self._give_up, Ending.CAPPED)
         self._restart_timer()
@@ -97,7 +97,7 @@ class Relay(Protocol):
             if self._paused:
                 self._paused = False
                 self._push_transport().resumeProducing()
-            return await self._done
+            return await done
         finally:
             if cap.active():
                 cap.cancel()
