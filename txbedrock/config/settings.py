@@ -1,0 +1,104 @@
+"""
+All that the gateway is told, as frozen values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from txbedrock.core.deployments import Deployment
+
+__all__ = ["SERVICES", "Limits", "Settings"]
+
+SERVICES = (
+    "bedrock",
+    "bedrock-runtime",
+    "bedrock-agent",
+    "bedrock-agent-runtime",
+    "bedrock-agentcore",
+    "bedrock-agentcore-control",
+    "bedrock-data-automation",
+    "bedrock-data-automation-runtime",
+)
+"""The services of Amazon Bedrock, as ``endpoint_urls`` names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how much the gateway waits, reads and keeps."""
+
+    connect_timeout_s: float = 5.0
+    """For a connection to Bedrock, TLS included."""
+
+    first_byte_timeout_s: float = 3600.0
+    """From the request sent to the head of Bedrock's answer."""
+
+    idle_timeout_s: float = 300.0
+    """Silence between two pieces of Bedrock's answer."""
+
+    header_timeout_s: float = 60.0
+    """For the head of a client's request."""
+
+    stalled_client_timeout_s: float = 300.0
+    """A client that does not read its answer."""
+
+    upload_idle_timeout_s: float = 60.0
+    """Silence between two pieces of a client's body."""
+
+    max_request_body: int = 32 * 1024 * 1024
+    """Bytes of a client's body."""
+
+    drain_max_bytes: int = 64 * 1024 * 1024
+    """How much of an answer is still read after its client left."""
+
+    drain_max_s: float = 300.0
+    """How long it is still read."""
+
+    shutdown_grace_s: float = 30.0
+    """How long requests in flight may take when the gateway stops."""
+
+    max_idle_connections: int = 256
+    """Open connections kept for later, to each host."""
+
+    credentials_timeout_s: float = 10.0
+    """For AWS credentials to be found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the gateway is told."""
+
+    deployments: tuple[Deployment, ...] = ()
+
+    default: Deployment | None = None
+    """For Bedrock's own model ids and for requests that name no model: the
+    environment's credentials and region. None: the region is not known."""
+
+    model_group_alias: Mapping[str, str] = field(default_factory=dict)
+
+    endpoint_urls: Mapping[str, str] = field(default_factory=dict)
+    """Base URLs in place of AWS's own, by service (:data:`SERVICES`)."""
+
+    use_fips: bool = False
+    use_dualstack: bool = False
+    master_key: str | None = field(default=None, repr=False)
+
+    allow_no_key: bool = False
+    """Whether to serve other machines although there is no master key."""
+
+    route_prefix: str = "/bedrock"
+    """Where the routes of Bedrock are: begins with a slash, or is empty."""
+
+    limits: Limits = Limits()
+
+    ca_bundle: str | None = None
+    """A PEM file of the authorities that are trusted instead of the usual ones."""
+
+    verify_tls: bool = True
+
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """``environment_variables``, to be put into ``os.environ`` at start."""
+
+    notices: tuple[str, ...] = ()
+    """To be reported once, at start."""
