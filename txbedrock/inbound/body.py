@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
@@ -110,9 +110,11 @@ class Body:
     def _append(self, data: bytes) -> int:
         if self._file is None:
             # Closed by close(); unnamed, so nothing is left behind by a crash.
-            self._file = tempfile.TemporaryFile(prefix="txbedrock-")  # noqa: SIM115
-        self._file.write(data)
-        self._file.flush()
+            # Without a buffer, which a full disk would leave for close() to write.
+            self._file = tempfile.TemporaryFile(prefix="txbedrock-", buffering=0)  # noqa: SIM115
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
         return len(data)
 
     def _written(self, count: int) -> None:
@@ -155,7 +157,8 @@ class Body:
 
     def read(self, position: int) -> Deferred[bytes]:
         """The next piece of a spooled body, read in a thread."""
-        assert self._file is not None
+        if self._file is None or self._closed:
+            return fail(OSError("the request body is gone: its client has left"))
         self._reads += 1
         # pread keeps no position: attempts that overlap do not disturb each other.
         return deferToThread(os.pread, self._file.fileno(), _READ_SIZE, position).addBoth(
@@ -256,10 +259,10 @@ class _FileProducer:
 
     def _finish(self, failure: Failure | None) -> None:
         self._reading = False
-        self._consumer = None
         done, self._done = self._done, None
-        if done is None:
+        if done is None or self._consumer is None:
             return
+        self._consumer = None
         if failure is None:
             done.callback(None)
         else:

@@ -7,9 +7,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -121,9 +122,11 @@ class ProxyResource(Resource):
             path = b"" if slash < 0 else path[slash:]
         return path
 
-    def _failed(self, failure: object, request: Request) -> None:
+    def _failed(self, failure: Failure, request: Request) -> None:
         """The exchange answers for itself; this is for what came before it."""
-        self._log.failure("a request could not be read", failure)  # type: ignore[arg-type]
+        if failure.check(CancelledError):
+            return  # The client left while its body was on its way to the disk.
+        self._log.failure("a request could not be read", failure)
         if request._disconnected or request.finished:
             return
         if request.startedWriting:

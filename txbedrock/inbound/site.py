@@ -296,6 +296,8 @@ class Site(server.Site):
     :param clock: for time limits; :param wall_seconds: POSIX seconds.
     """
 
+    noisy = False
+
     def __init__(
         self,
         resource: IResource,
@@ -314,6 +316,11 @@ class Site(server.Site):
         self._prefix = route_prefix
         self._channels: set[Channel] = set()
         self._closed: Deferred[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Connections on which a request, or the answer to one, is under way."""
+        return sum(not (channel.idle or channel.refused) for channel in self._channels)
 
     def buildProtocol(self, addr: object) -> Channel:  # type: ignore[override]
         channel = Channel()

@@ -1,0 +1,251 @@
+"""
+What the log shows: one line an exchange, text or JSON, nothing secret.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import IO, Any
+
+from twisted.logger import (
+    FileLogObserver,
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    LogLevelFilterPredicate,
+    PredicateResult,
+    formatEvent,
+    formatTime,
+)
+from twisted.python.logfile import LogFile
+from zope.interface import implementer
+
+from txbedrock.interfaces import ExchangeRecord
+
+__all__ = ["AccessLog", "LazyFileObserver", "Redaction", "json_format", "text_format"]
+
+# What a key looks like wherever it turns up: virtual keys, Bedrock API keys,
+# whatever stands in an Authorization header.
+_SHAPES = re.compile(
+    r"\b(?:sk-[\w-]{4,}|bedrock-api-key-[\w+/=-]+|ABSK[\w+/=]{16,})"
+    r"|(?<=Signature=)[0-9a-f]{64}"
+    r"|(?<=Bearer )[^\s\"',]+"
+    r"|(?<=Credential=)[^/\s]+"
+)
+# The value of a header that carries a secret, as text or in the repr of a list.
+_CARRIERS = re.compile(
+    r"((?:x-(?:litellm-)?api-key|x-amz-security-token|authorization)['\"]?\s*[:=,]\s*"
+    r"(?!\[redacted)(?:\[?b?['\"])?+(?:(?:bearer|basic)\s+|AWS4-HMAC-SHA256.*)?+)"
+    r"(?!\[redacted)([^\s\"',&\]]*)",
+    re.IGNORECASE,
+)
+_HIDDEN = "[redacted]"
+
+
+class Redaction:
+    """
+    Takes secrets out of a text that is going to be logged.
+
+    No line is meant to hold one; this is for the line that nobody foresaw, a
+    traceback with a header in it.
+
+    :param secrets: those known from the configuration.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def __call__(self, text: str) -> str:
+        if self._known is not None:
+            text = self._known.sub(_HIDDEN, text)
+        text = _SHAPES.sub(_HIDDEN, text)
+        return _CARRIERS.sub(lambda found: found[1] + (found[2] and _HIDDEN), text)
+
+
+def _level(event: LogEvent) -> str:
+    name: str = event.get("log_level", LogLevel.info).name
+    return name
+
+
+def _words(event: LogEvent) -> tuple[str, str]:
+    """
+    What an event says: its message and its traceback.
+
+    Events of Twisted's older logging system have the one in the other.
+    """
+    message, failure = formatEvent(event).rstrip("\n"), event.get("log_failure")
+    traceback = "" if failure is None else failure.getTraceback().rstrip()
+    if traceback:
+        message = message.removesuffix(traceback).rstrip("\n")
+    return message, traceback
+
+
+def _visible(text: str) -> str:
+    """The same text; what would move a terminal's cursor is spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text
+    )
+
+
+def text_format(redact: Callable[[str], str]) -> Callable[[LogEvent], str | None]:
+    """One event, one line; a continuation is indented."""
+
+    def formatted(event: LogEvent) -> str | None:
+        message, traceback = _words(event)
+        if not message and not traceback:
+            return None
+        source = event.get("log_namespace", "-")
+        text = f"{formatTime(event['log_time'])} {_level(event)} {source}: {message}"
+        if traceback:
+            text = f"{text}\n{traceback}"
+        return _visible(redact(text)).replace("\n", "\n    ") + "\n"
+
+    return formatted
+
+
+def json_format(redact: Callable[[str], str]) -> Callable[[LogEvent], str | None]:
+    """One event, one JSON object, one line; its plain fields are members."""
+
+    def formatted(event: LogEvent) -> str | None:
+        message, traceback = _words(event)
+        if not message and not traceback:
+            return None
+        line: dict[str, str | int | float | None] = {
+            "time": formatTime(event["log_time"]),
+            "level": _level(event),
+            "source": event.get("log_namespace", "-"),
+            "message": message,
+        }
+        if traceback:
+            line["traceback"] = traceback
+        for name, value in event.items():
+            if not name.startswith("log_") and isinstance(value, str | int | float | None):
+                line.setdefault(name, value)
+        # Redacted before it is quoted: quoting would hide a secret that has a
+        # quote in it, and redacting afterwards could take a quote away.
+        clean = {
+            name: redact(value) if isinstance(value, str) else value
+            for name, value in line.items()
+        }
+        return json.dumps(clean) + "\n"
+
+    return formatted
+
+
+# What Twisted says of itself at every start, stop and connection.
+_NOISE = (
+    "twisted.application",
+    "twisted.internet",
+    "twisted.protocols",
+    "twisted.scripts",
+    "twisted.web",
+)
+_PORT_NOISE = re.compile(r".+ starting on \S+|\(.+ Port .+ Closed\)")
+
+
+def _no_ports(event: LogEvent) -> Any:
+    """Filters what Twisted's ports say, which they say in no namespace."""
+    if event.get("log_namespace") != "log_legacy" or event.get("log_failure"):
+        return PredicateResult.maybe
+    noise = _PORT_NOISE.fullmatch(formatEvent(event))
+    return PredicateResult.no if noise else PredicateResult.maybe
+
+
+@implementer(ILogObserver)
+class LazyFileObserver:
+    """
+    Writes events to a file that is opened at the first of them.
+
+    :param out: the file's absolute path, or a stream that is open already.
+    :param as_json: one JSON object a line instead of text.
+    :param level: the lowest that is written; Twisted's own notices are only
+        written for debugging.
+    """
+
+    def __init__(
+        self,
+        out: str | IO[Any],
+        *,
+        as_json: bool,
+        redact: Callable[[str], str],
+        level: Any = LogLevel.info,
+    ) -> None:
+        self._out = out
+        self._format = (json_format if as_json else text_format)(redact)
+        levels = LogLevelFilterPredicate(defaultLogLevel=level)
+        self._predicates: list[Any] = [levels]
+        if level > LogLevel.debug:
+            for namespace in _NOISE:
+                levels.setLogLevelForNamespace(namespace, max(level, LogLevel.warn))
+            self._predicates.append(_no_ports)
+        self._observer: ILogObserver | None = None
+
+    def __call__(self, event: LogEvent) -> None:
+        if self._observer is None:
+            self._observer = FilteringLogObserver(
+                FileLogObserver(self._open(), self._format), self._predicates
+            )
+        self._observer(event)
+
+    def _open(self) -> IO[Any]:
+        return LogFile.fromFullPath(self._out) if isinstance(self._out, str) else self._out
+
+
+_ACCESS = (
+    "{id} {client} {key} {service}:{operation} {model} -> {deployment}/{region} "
+    "{status} {outcome} {error} attempts={attempts} up={bytes_up} down={bytes_down} "
+)
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else " ".join(text.split())
+
+
+class AccessLog:
+    """
+    One line an exchange.
+
+    :param observer: where it is written; all of Twisted's logging by default.
+    """
+
+    def __init__(self, observer: ILogObserver | None = None) -> None:
+        # No class attribute: it would be named after its class.
+        self._log = Logger("txbedrock.access", observer=observer)
+
+    def record(self, record: ExchangeRecord) -> None:
+        """Write the line; a failure of the gateway's own or of AWS's is a warning."""
+        request, first_byte_s = record.request, record.first_byte_s
+        warn = record.status >= 500 or record.outcome.value in ("partial", "failed")
+        detail = _one_line(record.detail)
+        self._log.emit(
+            LogLevel.warn if warn else LogLevel.info,
+            _ACCESS
+            + ("first_byte=- " if first_byte_s is None else "first_byte={first_byte_ms}ms ")
+            + "total={duration_ms}ms aws={aws_request_id}"
+            + (" ({detail})" if detail else ""),
+            id=request.id,
+            client=request.peer,
+            key=_one_line(record.alias),
+            service=record.service,
+            operation=record.operation,
+            model=_one_line(record.model_name),
+            deployment=_one_line(record.deployment),
+            region=record.region,
+            status=record.status,
+            outcome=record.outcome.value,
+            error=_one_line(record.error),
+            attempts=record.attempts,
+            bytes_up=record.bytes_up,
+            bytes_down=record.bytes_down,
+            first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000, 1),
+            duration_ms=round(record.duration_s * 1000, 1),
+            aws_request_id=_one_line(record.upstream_request_id),
+            detail=detail,
+        )

@@ -1,0 +1,346 @@
+"""
+Starting, being ready, draining and stopping, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+import twisted
+from txbedrock import __version__, data
+from txbedrock.config import Settings
+from txbedrock.core.endpoints import Endpoints
+from txbedrock.core.models import Models
+from txbedrock.core.operations import Operations
+from txbedrock.exchange import Gateway, Waits
+from txbedrock.inbound.proxy import ProxyResource
+from txbedrock.inbound.root import resource_tree
+from txbedrock.inbound.site import ClientLimits, Site
+from txbedrock.interfaces import IExchangeLog, IKeyStore
+from txbedrock.logs import AccessLog
+from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
+from txbedrock.outbound.client import ForwardingClient
+from txbedrock.outbound.credentials import CredentialPool
+from txbedrock.outbound.upstream import Upstream
+from txbedrock.storage.keys import AnyKey, MasterKey
+
+__all__ = ["CannotListen", "GatewayService", "build"]
+
+
+class CannotListen(SystemExit, Exception):
+    """
+    An address cannot be had, and so the program ends with status 1.
+
+    It is a ``SystemExit`` because Python then ends without a traceback, and an
+    ``Exception`` because ``twistd`` then takes its pid file away and tells the
+    parent of a daemon, which would wait for ever otherwise.
+
+    :param description: the endpoint string.
+    """
+
+    def __init__(self, description: str, reason: str) -> None:
+        SystemExit.__init__(self, 1)
+        self.description = description
+        self.reason = reason
+
+    def __str__(self) -> str:
+        # twistd shows the first hundred bytes.
+        return f"{self.reason}: {self.description}"
+
+
+class GatewayService(Service):
+    """
+    The whole gateway as one service.
+
+    :param listen: Twisted endpoint strings.
+    :param observer: what logs, set on the application that this service joins.
+    :param program: whether it is a program of its own, which heeds signals and
+        says on standard error why it does not start.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        listen: Sequence[str],
+        *,
+        site: Callable[[Callable[[], bool]], Site],
+        gateway: Gateway,
+        credentials: CredentialPool,
+        pool: Pool,
+        shutdown_grace_s: float,
+        notices: Sequence[str] = (),
+        observer: object = None,
+        program: bool = False,
+    ) -> None:
+        self._reactor = reactor
+        self._listen = listen
+        self._gateway = gateway
+        self._credentials = credentials
+        self._pool = pool
+        self._grace_s = shutdown_grace_s
+        self._notices = notices
+        self._observer = observer
+        self._program = program
+        # twistd turns this into a part of the log when it starts.
+        self._stderr = sys.stderr
+        self._loaded = False
+        self._hurry: Callable[[], object] | None = None
+        self.site = site(self.is_ready)
+        self.ports: list[IListeningPort] = []
+
+    def is_ready(self) -> bool:
+        """Are new requests welcome?"""
+        return bool(self.running) and self._loaded
+
+    def setServiceParent(self, parent: Any) -> None:
+        if self._observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)
+        Service.setServiceParent(self, parent)
+
+    # Starting.
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen, with the rights that twistd may give up afterwards.
+
+        :raises CannotListen: and nothing else.
+        """
+        for description in self._listen:
+            failures: list[Failure] = []
+            listening: Deferred[IListeningPort] = maybeDeferred(
+                lambda description: serverFromString(self._reactor, description).listen(self.site),
+                description,
+            )
+            listening.addCallbacks(self.ports.append, failures.append)
+            if failures:
+                self._cannot_listen(CannotListen(description, _reason(failures[0].value)))
+
+    def _cannot_listen(self, error: CannotListen) -> None:
+        for port in self.ports:
+            port.stopListening()
+        message = f"cannot listen on {error.description}: {error.reason}"
+        self._log.error("{message}", message=message)
+        if self._program:
+            print(f"bedrockproxy: {message}", file=self._stderr, flush=True)
+        raise error
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._log.info(
+            "txbedrock {version} with Twisted {twisted} and Python {python}, process {pid}",
+            version=__version__,
+            twisted=twisted.__version__,
+            python=platform.python_version(),
+            pid=os.getpid(),
+        )
+        if not self.ports:
+            # Whoever starts a service directly has no privileged phase.
+            self.privilegedStartService()
+        if self._program:
+            self._reactor.callWhenRunning(self._heed_signals)
+        for notice in self._notices:
+            self._log.warn("{notice}", notice=notice)
+        self._credentials.startService()
+        loading = Deferred.fromCoroutine(self._credentials.loaded())
+        loading.addCallback(self._ready)
+        loading.addErrback(lambda failure: self._log.failure("credentials", failure))
+
+    def _ready(self, _: object) -> None:
+        self._loaded = True
+        for port in self.ports:
+            self._log.info("ready on {address}", address=_shown(port.getHost()))
+
+    # Stopping.
+
+    def _heed_signals(self) -> None:
+        """
+        SIGTERM is a request to stop: the program drains and ends with status 0,
+        where Twisted would let it end as if it had been killed. A second signal
+        cuts the drain short, where Twisted would log an error.
+        """
+        interrupted = signal.getsignal(signal.SIGINT)
+
+        def stop(number: int, frame: object) -> None:
+            if not self.running:
+                self._reactor.callFromThread(self.hurry)
+            elif number == signal.SIGINT and callable(interrupted):
+                interrupted(number, frame)  # type: ignore[arg-type]
+            else:
+                self._reactor.callFromThread(self._reactor.stop)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def hurry(self) -> None:
+        """Wait no longer for what is in flight."""
+        if self._hurry is not None:
+            self._hurry()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop accepting, let what is in flight finish, then go."""
+        Service.stopService(self)
+        count = self.site.in_flight
+        self._log.info(
+            "stopping; requests in flight: {count}"
+            + (", for at most {grace:g} s" if count else ""),
+            count=count,
+            grace=self._grace_s,
+        )
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await DeferredList([_maybe(port.stopListening()) for port in self.ports])
+        self.ports.clear()
+        await self._drain()
+        # Whatever is left is cut, and recorded as cut.
+        self._gateway.stop_draining()
+        self.site.abort()
+        await self._gateway.idle()
+        await _maybe(self._pool.closeCachedConnections())
+        await _maybe(self._credentials.stopService())
+        self._log.info("stopped")
+
+    async def _drain(self) -> None:
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            drained.cancel()
+
+        drained = DeferredList([self.site.drain(), self._gateway.idle()], consumeErrors=True)
+        timer = self._reactor.callLater(self._grace_s, give_up)
+        self._hurry = lambda: timer.reset(0) if timer.active() else None
+        await drained
+        self._hurry = None
+        if late:
+            self._log.warn(
+                "cutting off the requests in flight: {count}", count=self.site.in_flight
+            )
+        else:
+            timer.cancel()
+
+
+def _maybe(result: Any) -> Deferred[Any]:
+    return maybeDeferred(lambda: result)
+
+
+def _reason(error: object) -> str:
+    """Why an address cannot be had, without what is said of the address anyway."""
+    cause = getattr(error, "socketError", error)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(cause) or type(cause).__name__
+
+
+def _shown(address: Any) -> str:
+    host = getattr(address, "host", None)
+    if host is None:
+        return f"unix:{os.fsdecode(address.name)}" if hasattr(address, "name") else str(address)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+
+
+def build(
+    settings: Settings,
+    reactor: Any,
+    listen: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    log: IExchangeLog | None = None,
+    observer: object = None,
+    program: bool = False,
+    wall_clock: Callable[[], float] = time.time,
+) -> GatewayService:
+    """
+    Make the parts and join them.
+
+    :param environ: what AWS credentials are looked up in.
+    :param log: where exchanges are recorded; the log by default.
+    :param observer, program: see :class:`GatewayService`.
+    """
+    limits = settings.limits
+    known = {deployment.credentials for deployment in settings.deployments}
+    if settings.default is not None:
+        known.add(settings.default.credentials)
+    credentials = CredentialPool(
+        reactor, known, environ=environ, deadline_s=limits.credentials_timeout_s
+    )
+    pool = Pool(
+        reactor,
+        max_idle=limits.max_idle_connections,
+        connect_timeout_s=limits.connect_timeout_s,
+    )
+    policy = https_policy(settings.ca_bundle, settings.verify_tls)
+    agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
+    keys: IKeyStore = MasterKey(settings.master_key) if settings.master_key else AnyKey()
+    gateway = Gateway(
+        keys=keys,
+        operations=Operations(data.load("operations")),
+        models=Models(settings.deployments, settings.model_group_alias, settings.default),
+        endpoints=Endpoints(
+            data.load("partitions"),
+            overrides=settings.endpoint_urls,
+            use_fips=settings.use_fips,
+            use_dualstack=settings.use_dualstack,
+        ),
+        credentials=credentials,
+        upstream=Upstream(
+            ForwardingClient(agent),
+            reactor,
+            idle_timeout_s=limits.idle_timeout_s,
+            stalled_client_timeout_s=limits.stalled_client_timeout_s,
+        ),
+        log=log or AccessLog(),
+        waits=Waits(
+            first_byte_s=limits.first_byte_timeout_s,
+            drain_max_bytes=limits.drain_max_bytes,
+            drain_max_s=limits.drain_max_s,
+        ),
+        wall_clock=wall_clock,
+    )
+
+    def site(is_ready: Callable[[], bool]) -> Site:
+        return Site(
+            resource_tree(
+                lambda segments: ProxyResource(gateway.serve, segments),
+                settings.route_prefix,
+                is_ready,
+            ),
+            reactor,
+            ClientLimits(
+                max_request_body=limits.max_request_body,
+                header_timeout_s=limits.header_timeout_s,
+                upload_idle_timeout_s=limits.upload_idle_timeout_s,
+            ),
+            wall_seconds=wall_clock,
+            route_prefix=settings.route_prefix.encode(),
+        )
+
+    return GatewayService(
+        reactor,
+        listen,
+        site=site,
+        gateway=gateway,
+        credentials=credentials,
+        pool=pool,
+        shutdown_grace_s=limits.shutdown_grace_s,
+        notices=settings.notices,
+        observer=observer,
+        program=program,
+    )
