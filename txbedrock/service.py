@@ -158,10 +158,17 @@ class GatewayService(Service):
             self._log.warn("{notice}", notice=notice)
         self._credentials.startService()
         loading = Deferred.fromCoroutine(self._credentials.loaded())
-        loading.addCallback(self._ready)
+        loading.addCallback(self._take_requests)
         loading.addErrback(lambda failure: self._log.failure("credentials", failure))
 
-    def _ready(self, _: object) -> None:
+    def _take_requests(self, _: object) -> None:
+        if self._program:
+            # A service starts before its reactor does.
+            self._reactor.callWhenRunning(self._ready)
+        else:
+            self._ready()
+
+    def _ready(self) -> None:
         self._loaded = True
         for port in self.ports:
             self._log.info("ready on {address}", address=_shown(port.getHost()))

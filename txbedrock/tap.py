@@ -149,6 +149,11 @@ class Options(usage.Options):
         self.listen = [_absolute(endpoint) for endpoint in self.listen]
 
     def _problems_of(self, endpoint: str) -> list[str]:
+        try:
+            serverFromString(_NoReactor(), _absolute(endpoint))
+            _check_certificates(_absolute(endpoint))
+        except Exception as error:
+            return [f"--listen {endpoint}: {_explained(error)}"]
         if not (self.settings.master_key or self.settings.allow_no_key or _is_local(endpoint)):
             return [
                 f"--listen {endpoint}: without a master key the gateway listens on this machine "
@@ -156,11 +161,6 @@ class Options(usage.Options):
                 "variable TXBEDROCK_MASTER_KEY, or general_settings.allow_no_key: true to let "
                 "everyone in."
             ]
-        try:
-            serverFromString(_NoReactor(), _absolute(endpoint))
-            _check_certificates(_absolute(endpoint))
-        except Exception as error:
-            return [f"--listen {endpoint}: {_explained(error)}"]
         return []
 
 

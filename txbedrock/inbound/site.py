@@ -263,7 +263,7 @@ class Channel(http.HTTPChannel):
         path: bytes = getattr(self, "_path", b"")
         reply = render(error, str(uuid.uuid4()), self.site.shape_of(path))
         self.setTimeout(None)
-        head = [b"HTTP/1.1 %d %b" % (reply.status, http.RESPONSES.get(reply.status, b"Refused"))]
+        head = [b"HTTP/1.1 %d %b" % (reply.status, _PHRASES.get(reply.status, b"Refused"))]
         head += [b"%b: %b" % pair for pair in reply.headers]
         head += [b"Content-Length: %d" % len(reply.body), b"Connection: close", b"", b""]
         self._tcp.write(b"\r\n".join(head) + reply.body)
@@ -283,6 +283,10 @@ class Channel(http.HTTPChannel):
             if lose_write is not None:
                 lose_write()
         self._linger = self.callLater(self.limits.linger_s, self.abort)
+
+
+# twisted.web does not know RFC 6585.
+_PHRASES = {**http.RESPONSES, 431: b"Request Header Fields Too Large"}
 
 
 def _ignore(_data: bytes) -> None:

@@ -136,13 +136,13 @@ class Upstream:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what twisted.web has wrapped into it."""
-    found: list[BaseException] = [error]
-    for reason in getattr(error, "reasons", ()):
+    """What twisted.web has wrapped into an error; the error itself if nothing."""
+    found: list[BaseException] = []
+    for reason in getattr(error, "reasons", None) or ():
         inner = reason.value if isinstance(reason, Failure) else reason
         if isinstance(inner, BaseException):
             found.extend(_causes(inner))
-    return found
+    return found or [error]
 
 
 def _explained(error: Exception) -> Exception:
@@ -155,7 +155,7 @@ def _explained(error: Exception) -> Exception:
     causes = _causes(error)
     if any(isinstance(cause, CancelledError) for cause in causes):
         return CancelledError()
-    detail = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes[-2:])
+    detail = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
     for cause in causes:
         explanation: ProxyError | None = None
         if isinstance(cause, ConnectTimeout):
