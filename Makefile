@@ -3,7 +3,7 @@
 #
 #   make test TESTS=tests.core        some of the tests
 #   make demo PYTHON=python3.12       another Python, for a new environment
-#   make lint VENV=/tmp/other         another place for the environment
+#   make lint VENV=../other           another place for the environment
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -45,5 +45,5 @@ run: venv ## start the proxy on etc/config.yaml
 	$(BIN)/twistd -n bedrockproxy --config etc/config.yaml
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-ci build dist *.egg-info _trial_temp* .hypothesis .mypy_cache .ruff_cache twistd.pid twisted/plugins/dropin.cache
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .hypothesis .mypy_cache .ruff_cache twistd.pid twisted/plugins/dropin.cache
 	find txbedrock tests demo twisted -name __pycache__ -type d -prune -exec rm -rf {} +
