@@ -42,7 +42,7 @@ lint: venv ## check types and style: mypy, ruff
 	$(BIN)/ruff format --check .
 
 run: venv ## start the proxy on etc/config.yaml
-	$(BIN)/twistd -n bedrockproxy --config etc/config.yaml
+	$(BIN)/twistd -n --pidfile= bedrockproxy --config etc/config.yaml
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .hypothesis .mypy_cache .ruff_cache twistd.pid twisted/plugins/dropin.cache

@@ -40,6 +40,7 @@ setup(
             "mypy-zope",
             "psycopg[binary] >= 3.2",
             "ruff",
+            "setuptools",
             "trustme",
             "types-PyYAML",
             "wheel",

@@ -141,7 +141,7 @@ class ImportTests(SynchronousTestCase):
 
     def test_sandbox(self) -> None:
         """The sandbox is a second opinion: of the gateway it uses the core only."""
-        self.assert_only("sandbox", "core", "errors", "data", "")
+        self.assert_only("sandbox", "core", "errors", "data", "listening", "")
 
     def test_nothing_imports_the_top(self) -> None:
         """Nothing imports the command line, and only it imports the service."""

@@ -15,6 +15,7 @@ from twisted.python import log as legacy
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from txbedrock import logs
 from txbedrock.inbound.body import Body
 from txbedrock.interfaces import ExchangeRecord, InboundRequest, Outcome
 from txbedrock.logs import AccessLog, LazyFileObserver, Redaction, json_format, text_format
@@ -401,6 +402,7 @@ class FileTests(SynchronousTestCase):
     def test_rotated(self) -> None:
         """A file does not grow for ever."""
         path = os.path.abspath(self.mktemp())
+        self.patch(logs, "_ROTATE_BYTES", 1_000_000)
         observer = self.observer(path)
         for _ in range(3):
             Logger("x", observer=observer).info("{text}", text="x" * 600_000)

@@ -43,6 +43,9 @@ _CARRIERS = re.compile(
     r"(?!\[redacted)([^\s\"',&\]]*)",
     re.IGNORECASE,
 )
+# Twisted's own megabyte would be a new file every few thousand exchanges.
+_ROTATE_BYTES = 100_000_000
+
 _HIDDEN = "[redacted]"
 
 
@@ -195,7 +198,9 @@ class LazyFileObserver:
         self._observer(event)
 
     def _open(self) -> IO[Any]:
-        return LogFile.fromFullPath(self._out) if isinstance(self._out, str) else self._out
+        if isinstance(self._out, str):
+            return LogFile.fromFullPath(self._out, rotateLength=_ROTATE_BYTES)
+        return self._out
 
 
 _ACCESS = (

@@ -14,11 +14,9 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
-from twisted.python.failure import Failure
 
 import twisted
 from txbedrock import __version__, data
@@ -31,6 +29,7 @@ from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
+from txbedrock.listening import listen, shown
 from txbedrock.logs import AccessLog
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
@@ -38,28 +37,7 @@ from txbedrock.outbound.credentials import CredentialPool
 from txbedrock.outbound.upstream import Upstream
 from txbedrock.storage.keys import AnyKey, MasterKey
 
-__all__ = ["CannotListen", "GatewayService", "build"]
-
-
-class CannotListen(SystemExit, Exception):
-    """
-    An address cannot be had, and so the program ends with status 1.
-
-    It is a ``SystemExit`` because Python then ends without a traceback, and an
-    ``Exception`` because ``twistd`` then takes its pid file away and tells the
-    parent of a daemon, which would wait for ever otherwise.
-
-    :param description: the endpoint string.
-    """
-
-    def __init__(self, description: str, reason: str) -> None:
-        SystemExit.__init__(self, 1)
-        self.description = description
-        self.reason = reason
-
-    def __str__(self) -> str:
-        # twistd shows the first hundred bytes.
-        return f"{self.reason}: {self.description}"
+__all__ = ["GatewayService", "build"]
 
 
 class GatewayService(Service):
@@ -121,24 +99,13 @@ class GatewayService(Service):
 
         :raises CannotListen: and nothing else.
         """
-        for description in self._listen:
-            failures: list[Failure] = []
-            listening: Deferred[IListeningPort] = maybeDeferred(
-                lambda description: serverFromString(self._reactor, description).listen(self.site),
-                description,
-            )
-            listening.addCallbacks(self.ports.append, failures.append)
-            if failures:
-                self._cannot_listen(CannotListen(description, _reason(failures[0].value)))
-
-    def _cannot_listen(self, error: CannotListen) -> None:
-        for port in self.ports:
-            port.stopListening()
-        message = f"cannot listen on {error.description}: {error.reason}"
-        self._log.error("{message}", message=message)
-        if self._program:
-            print(f"bedrockproxy: {message}", file=self._stderr, flush=True)
-        raise error
+        self.ports = listen(
+            self._reactor,
+            self._listen,
+            self.site,
+            program="bedrockproxy" if self._program else "",
+            stderr=self._stderr,
+        )
 
     def startService(self) -> None:
         Service.startService(self)
@@ -171,7 +138,7 @@ class GatewayService(Service):
     def _ready(self) -> None:
         self._loaded = True
         for port in self.ports:
-            self._log.info("ready on {address}", address=_shown(port.getHost()))
+            self._log.info("ready on {address}", address=shown(port.getHost()))
 
     # Stopping.
 
@@ -246,21 +213,6 @@ class GatewayService(Service):
 
 def _maybe(result: Any) -> Deferred[Any]:
     return maybeDeferred(lambda: result)
-
-
-def _reason(error: object) -> str:
-    """Why an address cannot be had, without what is said of the address anyway."""
-    cause = getattr(error, "socketError", error)
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) or type(cause).__name__
-
-
-def _shown(address: Any) -> str:
-    host = getattr(address, "host", None)
-    if host is None:
-        return f"unix:{os.fsdecode(address.name)}" if hasattr(address, "name") else str(address)
-    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
 
 
 def build(

@@ -460,5 +460,4 @@ class FullDiskTests(GatewayTestCase):
         [up] = self.upstream.connections
         up.transport.resumeProducing()
         await until(lambda: not self.upstream.connections)
-        # Twisted's client may have logged that the rest of the body is gone.
-        self.flushLoggedErrors(OSError)
+        self.assertEqual(self.flushLoggedErrors(), [])

@@ -13,8 +13,8 @@ from typing import Any
 from twisted.application.service import IServiceMaker
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.plugin import getPlugins
 from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
@@ -114,9 +114,8 @@ class ChildTests(TestCase):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         twistd = str(Path(sys.executable).with_name("twistd"))
         process = reactor.spawnProcess(child, twistd, arguments, environment, str(ROOT))
-        await child.said(b"no model")
-        await child.said(b"starting on ")
-        port = int(child.output.split(b"starting on ")[1].split()[0])
+        await child.said(b"no model, is at 127.0.0.1:")
+        port = int(child.output.split(b"is at 127.0.0.1:")[1].split(b".")[0])
 
         wire = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), Wire())
         wire.transport.write(signed(f"/model/{HAIKU}/converse"))
@@ -130,4 +129,19 @@ class ChildTests(TestCase):
         self.assertEqual(reason.signal, SIGTERM)
         self.assertIn(b"Server Shut Down.", child.output)
         self.assertNotIn(SECRET.secret_access_key.encode(), child.output)
+        self.assertNotIn(b"Traceback", child.output)
+
+    async def test_address_in_use(self) -> None:
+        """It says in one line that it cannot listen, and ends."""
+        taken = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(Factory())
+        self.addCleanup(taken.stopListening)
+        listen = f"tcp:{taken.getHost().port}:interface=127.0.0.1"
+        child = _Child()
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        arguments = ["twistd", "-n", "--pidfile=", "bedrocksandbox", "--listen", listen]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        reactor.spawnProcess(child, twistd, arguments, environment, str(ROOT))
+        reason = await child.ended
+        self.assertEqual(reason.exitCode, 1)
+        self.assertIn(f"bedrocksandbox: cannot listen on {listen}".encode(), child.output)
         self.assertNotIn(b"Traceback", child.output)

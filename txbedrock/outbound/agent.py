@@ -120,6 +120,14 @@ class _Connection(HTTP11ClientProtocol):
             self.secured = Deferred()
         HTTP11ClientProtocol.makeConnection(self, transport)
 
+    def _giveUp(self, reason: Failure) -> None:
+        if self._state == "TRANSMITTING_AFTER_RECEIVING_RESPONSE":
+            # A whole answer came before the whole request went: end the upload,
+            # which twisted.web would leave to fail and log as critical.
+            self._currentRequest.stopWriting()  # type: ignore[union-attr]
+            self.transport.abortConnection()  # type: ignore[union-attr]
+        HTTP11ClientProtocol._giveUp(self, reason)
+
     def handshakeCompleted(self) -> None:
         secured, self.secured = self.secured, None
         if secured is not None:

@@ -19,6 +19,7 @@ from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web._newclient import ParseError
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
@@ -155,7 +156,13 @@ def _explained(error: Exception) -> Exception:
     causes = _causes(error)
     if any(isinstance(cause, CancelledError) for cause in causes):
         return CancelledError()
-    detail = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    # Of an answer that is no HTTP only this is told: its bytes stay out of the log.
+    detail = "; ".join(
+        type(cause).__name__
+        if isinstance(cause, ParseError)
+        else f"{type(cause).__name__}: {cause}"
+        for cause in causes
+    )
     for cause in causes:
         explanation: ProxyError | None = None
         if isinstance(cause, ConnectTimeout):

@@ -138,6 +138,8 @@ class SandboxRequest(Request):
 class SandboxSite(Site):
     """The factory to listen with. It knows its connections and writes no access log."""
 
+    noisy = False
+
     _log = Logger()
 
     def __init__(self, sandbox: Sandbox, idle_timeout_s: float | None) -> None:

@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from twisted.application.internet import StreamServerEndpointService
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
 
+from txbedrock.listening import listen, shown
 from txbedrock.sandbox.service import Sandbox
 
 __all__ = ["Options", "makeService"]
@@ -55,25 +57,42 @@ class Options(usage.Options):
             raise usage.UsageError("--events and --delay-ms must not be negative.")
 
 
-class _SandboxService(MultiService):
+class _SandboxService(Service):
     """Listens as long as it runs, and leaves no connection behind."""
 
     _log = Logger()
 
-    def __init__(self, sandbox: Sandbox, listen: list[str]) -> None:
-        super().__init__()
+    def __init__(self, reactor: Any, sandbox: Sandbox, descriptions: list[str]) -> None:
         self.sandbox = sandbox
-        self._listen = listen
+        self._reactor = reactor
+        self._descriptions = descriptions
+        self._ports: list[IListeningPort] = []
+        # twistd turns it into a part of the log when it starts.
+        self._stderr = sys.stderr
+
+    def privilegedStartService(self) -> None:
+        self._ports = listen(
+            self._reactor,
+            self._descriptions,
+            self.sandbox.site,
+            program="bedrocksandbox",
+            stderr=self._stderr,
+        )
 
     def startService(self) -> None:
         super().startService()
+        if not self._ports:
+            # Whoever starts a service directly has no privileged phase.
+            self.privilegedStartService()
         self._log.info(
-            "The sandbox, a stand-in for Bedrock and no model, is at {listen}.",
-            listen=", ".join(self._listen),
+            "The sandbox, a stand-in for Bedrock and no model, is at {addresses}.",
+            addresses=", ".join(shown(port.getHost()) for port in self._ports),
         )
 
-    def stopService(self) -> Deferred[None]:
-        stopped: Deferred[Any] = maybeDeferred(super().stopService)
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        ports, self._ports = self._ports, []
+        stopped = gatherResults([maybeDeferred(port.stopListening) for port in ports])
         return stopped.addCallback(lambda _: self.sandbox.close())
 
 
@@ -83,6 +102,11 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
+    for description in options["listen"]:
+        try:
+            serverFromString(reactor, description)
+        except Exception as error:
+            raise usage.UsageError(f"--listen {description}: {error}") from None
     sandbox = Sandbox(
         reactor,
         access_key_id=options["access-key-id"],
@@ -94,11 +118,4 @@ def makeService(options: Options) -> IService:
         words=options["events"],
         delay_ms=options["delay-ms"],
     )
-    service = _SandboxService(sandbox, options["listen"])
-    for description in options["listen"]:
-        try:
-            endpoint = serverFromString(reactor, description)
-        except Exception as error:
-            raise usage.UsageError(f"--listen {description}: {error}") from None
-        StreamServerEndpointService(endpoint, sandbox.site).setServiceParent(service)
-    return service
+    return _SandboxService(reactor, sandbox, options["listen"])

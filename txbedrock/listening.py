@@ -1,0 +1,93 @@
+"""
+Listening on Twisted endpoint strings, or saying in one line why not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+__all__ = ["CannotListen", "listen", "shown"]
+
+_log = Logger()
+
+
+class CannotListen(SystemExit, Exception):
+    """
+    An address cannot be had, and so the program ends with status 1.
+
+    It is a ``SystemExit`` because Python then ends without a traceback, and an
+    ``Exception`` because ``twistd`` then takes its pid file away and tells the
+    parent of a daemon, which would wait for ever otherwise.
+
+    :param description: the endpoint string.
+    """
+
+    def __init__(self, description: str, reason: str) -> None:
+        SystemExit.__init__(self, 1)
+        self.description = description
+        self.reason = reason
+
+    def __str__(self) -> str:
+        # twistd shows the first hundred bytes.
+        return f"{self.reason}: {self.description}"
+
+
+def listen(
+    reactor: Any,
+    descriptions: Sequence[str],
+    factory: IProtocolFactory,
+    *,
+    program: str = "",
+    stderr: TextIO | None = None,
+) -> list[IListeningPort]:
+    """
+    Listen on all of them, or on none.
+
+    :param descriptions: Twisted endpoint strings.
+    :param program: its name, if somebody waits at a terminal for it to start.
+    :param stderr: where that terminal is; twistd turns ``sys.stderr`` into a
+        part of the log when it starts.
+    :raises CannotListen: and nothing else.
+    """
+    ports: list[IListeningPort] = []
+    for description in descriptions:
+        failures: list[Failure] = []
+        listening: Deferred[IListeningPort] = maybeDeferred(
+            lambda description: serverFromString(reactor, description).listen(factory), description
+        )
+        listening.addCallbacks(ports.append, failures.append)
+        if failures:
+            for port in ports:
+                port.stopListening()
+            error = CannotListen(description, _reason(failures[0].value))
+            message = f"cannot listen on {error.description}: {error.reason}"
+            _log.error("{message}", message=message)
+            if program:
+                print(f"{program}: {message}", file=stderr or sys.stderr, flush=True)
+            raise error
+    return ports
+
+
+def _reason(error: object) -> str:
+    """Why an address cannot be had, without what is said of the address anyway."""
+    cause = getattr(error, "socketError", error)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(cause) or type(cause).__name__
+
+
+def shown(address: Any) -> str:
+    """An address for people: ``127.0.0.1:4000``, ``unix:/run/x.sock``."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return f"unix:{os.fsdecode(address.name)}" if hasattr(address, "name") else str(address)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
