@@ -131,7 +131,7 @@ class ImportTests(SynchronousTestCase):
 
     def test_exchange(self) -> None:
         """The exchange knows neither HTTP's library nor a room."""
-        self.assert_only("exchange", "core", "errors", "interfaces")
+        self.assert_only("exchange", "accounting", "core", "errors", "interfaces", "signer")
         for name in self.imports["txbedrock.exchange"]:
             self.assertFalse(within(name, "twisted.web", "treq", "botocore"), name)
 

@@ -14,28 +14,18 @@ from dataclasses import dataclass
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from txbedrock.core import sigv4
 from txbedrock.core.auth import presented_key, signing_scope_of
 from txbedrock.core.balance import Turns
-from txbedrock.core.credentials import BearerToken
 from txbedrock.core.deployments import OnDisconnect
-from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
 from txbedrock.core.eventstream import FrameScanner, exception_frame
-from txbedrock.core.headers import (
-    HeaderList,
-    downstream_headers,
-    header,
-    signed_headers,
-    upstream_headers,
-)
+from txbedrock.core.headers import downstream_headers, header
 from txbedrock.core.models import Choice, Models
 from txbedrock.core.operations import Match, Operations, decode_label
 from txbedrock.core.replies import render, shape_of
-from txbedrock.errors import InternalError, InvalidRequest, NotSupported, ProxyError
+from txbedrock.errors import InternalError, NotSupported, ProxyError
 from txbedrock.interfaces import (
     Ending,
     ExchangeRecord,
-    ICredentials,
     IDownstream,
     IExchangeLog,
     IKeyStore,
@@ -44,30 +34,18 @@ from txbedrock.interfaces import (
     IUpstream,
     IUpstreamResponse,
     Outcome,
-    UpstreamRequest,
 )
+from txbedrock.signer import Signer
 
-__all__ = ["Gateway", "Waits"]
+__all__ = ["DrainLimits", "Gateway"]
 
 _EVENT_STREAM = b"application/vnd.amazon.eventstream"
 
-# Error codes of a refused signature. When one of them comes with a Date that
-# is minutes away from our clock, the clock is the reason.
-_SIGNATURE_REFUSALS = (
-    b"InvalidSignatureException",
-    b"SignatureDoesNotMatch",
-    b"RequestTimeTooSkewed",
-    b"RequestExpired",
-    b"AccessDeniedException",
-)
-_SKEW_S = 120.0
-
 
 @dataclass(frozen=True, slots=True)
-class Waits:
-    """How long an exchange waits, and how much it drains."""
+class DrainLimits:
+    """How much of an answer is read on when its client has left."""
 
-    first_byte_s: float = 3600.0
     drain_max_bytes: int = 64 * 1024 * 1024
     drain_max_s: float = 300.0
 
@@ -85,27 +63,21 @@ class Gateway:
         keys: IKeyStore,
         operations: Operations,
         models: Models,
-        endpoints: Endpoints,
-        credentials: ICredentials,
+        signer: Signer,
         upstream: IUpstream,
         log: IExchangeLog,
-        waits: Waits | None = None,
+        drain: DrainLimits | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._operations = operations
         self._models = models
         self._turns = Turns()
-        self._endpoints = endpoints
-        self._credentials = credentials
+        self._signer = signer
         self._upstream = upstream
         self._exchange_log = log
-        self._waits = waits or Waits()
+        self._drain_limits = drain or DrainLimits()
         self._now = wall_clock
-        self._signing_keys = sigv4.SigningKeys()
-        self._base_urls: dict[str, BaseUrl] = {}
-        # Seconds to add to our clock, by authority; few hosts have one.
-        self._clock_offsets: dict[bytes, float] = {}
         self._draining: set[IRelay] = set()
         self._may_drain = True
         self._in_flight = 0
@@ -174,7 +146,7 @@ class Gateway:
         choice = self._choose(match, record)
         record.deployment, record.region = choice.deployment.id, choice.region
         response = await self._attempt(request, match, choice, record)
-        if self._learn_clock(match, choice, response):
+        if self._signer.learn_clock(match, choice, response):
             await response.discard()
             response = await self._attempt(request, match, choice, record)
         record.status = response.status
@@ -210,83 +182,9 @@ class Gateway:
     async def _attempt(
         self, request: InboundRequest, match: Match, choice: Choice, record: ExchangeRecord
     ) -> IUpstreamResponse:
-        signed = self._sign(request, match, choice)
+        signed = self._signer.sign(request, match, choice)
         record.attempts += 1
         return await self._upstream.send(signed)
-
-    def _sign(self, request: InboundRequest, match: Match, choice: Choice) -> UpstreamRequest:
-        operation, deployment = match.operation, choice.deployment
-        base = self._base_url(match, choice)
-        path = base.path_prefix + (match.path_for(choice.model_id) or b"/")
-        query = request.raw_query
-        headers: HeaderList = [(b"Host", base.authority), *upstream_headers(request.headers)]
-        credentials = self._credentials.source(deployment.credentials).current(operation.service)
-        if isinstance(credentials, BearerToken):
-            headers.append((b"Authorization", b"Bearer " + credentials.token.encode()))
-        else:
-            try:
-                signature = sigv4.sign(
-                    credentials,
-                    method=request.method,
-                    raw_path=path,
-                    raw_query=query or b"",
-                    headers=signed_headers(headers),
-                    payload_sha256=request.body.sha256,
-                    region=choice.region,
-                    service=operation.signing_name,
-                    timestamp=sigv4.amz_date(
-                        self._now() + self._clock_offsets.get(base.authority, 0.0)
-                    ),
-                    keys=self._signing_keys,
-                )
-            except sigv4.BadPath as error:
-                raise InvalidRequest(str(error)) from None
-            headers.extend(signature)
-        timeout_s = deployment.timeout_s
-        if operation.streams and deployment.stream_timeout_s is not None:
-            timeout_s = deployment.stream_timeout_s
-        return UpstreamRequest(
-            method=request.method,
-            url=b"%b://%b%b%b"
-            % (base.scheme, base.authority, path, b"" if query is None else b"?" + query),
-            headers=headers,
-            body=request.body,
-            first_byte_timeout_s=self._waits.first_byte_s if timeout_s is None else timeout_s,
-        )
-
-    def _base_url(self, match: Match, choice: Choice) -> BaseUrl:
-        override = choice.deployment.endpoint_url
-        if override is None or not match.operation.takes_model:
-            return self._endpoints.base_url(match.operation.service, choice.region)
-        base = self._base_urls.get(override)
-        if base is None:
-            base = self._base_urls[override] = parse_base_url(override)
-        return base
-
-    def _learn_clock(self, match: Match, choice: Choice, response: IUpstreamResponse) -> bool:
-        """
-        Has the upstream refused our signature because our clock is wrong?
-
-        :returns: True when the clock was corrected, so that another try makes sense.
-        """
-        if response.status not in (400, 403):
-            return False
-        code = (header(response.headers, b"x-amzn-errortype") or b"").partition(b":")[0]
-        date = header(response.headers, b"date")
-        if code not in _SIGNATURE_REFUSALS or date is None:
-            return False
-        authority = self._base_url(match, choice).authority
-        offset = sigv4.clock_offset(self._now(), date)
-        known = self._clock_offsets.get(authority, 0.0)
-        if offset is None or abs(offset - known) < _SKEW_S:
-            return False
-        self._clock_offsets[authority] = offset
-        self._log.warn(
-            "our clock differs from that of {authority} by {offset:.0f} s; signing with theirs",
-            authority=authority.decode(),
-            offset=offset,
-        )
-        return True
 
     async def _relay(
         self,
@@ -339,9 +237,10 @@ class Gateway:
 
     async def _drain(self, relay: IRelay) -> str:
         """:returns: what kept the answer from being read to its end, or ``-``."""
+        limits = self._drain_limits
         self._draining.add(relay)
         try:
-            ending = await relay.drain(self._waits.drain_max_bytes, self._waits.drain_max_s)
+            ending = await relay.drain(limits.drain_max_bytes, limits.drain_max_s)
         finally:
             self._draining.discard(relay)
         return "-" if ending is Ending.COMPLETE else ending.value

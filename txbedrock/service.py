@@ -24,7 +24,7 @@ from txbedrock.config import Settings
 from txbedrock.core.endpoints import Endpoints
 from txbedrock.core.models import Models
 from txbedrock.core.operations import Operations
-from txbedrock.exchange import Gateway, Waits
+from txbedrock.exchange import DrainLimits, Gateway
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
@@ -35,6 +35,7 @@ from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.credentials import CredentialPool
 from txbedrock.outbound.upstream import Upstream
+from txbedrock.signer import Signer
 from txbedrock.storage.keys import AnyKey, MasterKey
 
 __all__ = ["GatewayService", "build"]
@@ -252,13 +253,17 @@ def build(
         keys=keys,
         operations=Operations(data.load("operations")),
         models=Models(settings.deployments, settings.model_group_alias, settings.default),
-        endpoints=Endpoints(
-            data.load("partitions"),
-            overrides=settings.endpoint_urls,
-            use_fips=settings.use_fips,
-            use_dualstack=settings.use_dualstack,
+        signer=Signer(
+            Endpoints(
+                data.load("partitions"),
+                overrides=settings.endpoint_urls,
+                use_fips=settings.use_fips,
+                use_dualstack=settings.use_dualstack,
+            ),
+            credentials,
+            first_byte_s=limits.first_byte_timeout_s,
+            wall_clock=wall_clock,
         ),
-        credentials=credentials,
         upstream=Upstream(
             ForwardingClient(agent),
             reactor,
@@ -266,11 +271,7 @@ def build(
             stalled_client_timeout_s=limits.stalled_client_timeout_s,
         ),
         log=log or AccessLog(),
-        waits=Waits(
-            first_byte_s=limits.first_byte_timeout_s,
-            drain_max_bytes=limits.drain_max_bytes,
-            drain_max_s=limits.drain_max_s,
-        ),
+        drain=DrainLimits(limits.drain_max_bytes, limits.drain_max_s),
         wall_clock=wall_clock,
     )
 

@@ -1,0 +1,151 @@
+"""
+A client's request and the deployment chosen for it -> the request for AWS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.logger import Logger
+
+from txbedrock.core import sigv4
+from txbedrock.core.credentials import BearerToken
+from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
+from txbedrock.core.headers import HeaderList, header, signed_headers, upstream_headers
+from txbedrock.core.models import Choice
+from txbedrock.core.operations import Match
+from txbedrock.errors import InvalidRequest
+from txbedrock.interfaces import (
+    ICredentials,
+    InboundRequest,
+    IUpstreamResponse,
+    UpstreamRequest,
+)
+
+__all__ = ["Signer"]
+
+# Error codes of a refused signature. When one of them comes with a Date that
+# is minutes away from our clock, the clock is the reason.
+_REFUSALS = frozenset(
+    (
+        b"InvalidSignatureException",
+        b"SignatureDoesNotMatch",
+        b"RequestTimeTooSkewed",
+        b"RequestExpired",
+        b"AccessDeniedException",
+    )
+)
+_SKEW_S = 120.0
+
+
+class Signer:
+    """
+    Finds the host, drops what must not go up, and signs.
+
+    :param first_byte_s: how long an answer's head is waited for, unless a
+        deployment says otherwise.
+    :param wall_clock: POSIX seconds.
+    :param user_header: lower-case name of a header that speaks to the gateway.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        credentials: ICredentials,
+        *,
+        first_byte_s: float,
+        wall_clock: Callable[[], float],
+        user_header: bytes | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._credentials = credentials
+        self._first_byte_s = first_byte_s
+        self._now = wall_clock
+        self._user_header = user_header
+        self._keys = sigv4.SigningKeys()
+        self._overrides: dict[str, BaseUrl] = {}
+        # Seconds to add to our clock, by authority; few hosts have any.
+        self._clock_offsets: dict[bytes, float] = {}
+
+    def sign(self, request: InboundRequest, match: Match, choice: Choice) -> UpstreamRequest:
+        """
+        What goes on the wire, signed now.
+
+        :raises CredentialsUnavailable: there are none for this deployment.
+        :raises InvalidRequest: the path cannot be signed.
+        """
+        operation, deployment = match.operation, choice.deployment
+        base = self._base_url(match, choice)
+        path = base.path_prefix + match.path_for(choice.model_id)
+        query = request.raw_query
+        headers: HeaderList = [
+            (b"Host", base.authority),
+            *upstream_headers(request.headers, self._user_header),
+        ]
+        credentials = self._credentials.source(deployment.credentials).current(operation.service)
+        if isinstance(credentials, BearerToken):
+            headers.append((b"Authorization", b"Bearer " + credentials.token.encode()))
+        else:
+            offset = self._clock_offsets.get(base.authority, 0.0)
+            try:
+                headers += sigv4.sign(
+                    credentials,
+                    method=request.method,
+                    raw_path=path,
+                    raw_query=query or b"",
+                    headers=signed_headers(headers),
+                    payload_sha256=request.body.sha256,
+                    region=choice.region,
+                    service=operation.signing_name,
+                    timestamp=sigv4.amz_date(self._now() + offset),
+                    keys=self._keys,
+                )
+            except sigv4.BadPath as error:
+                raise InvalidRequest(str(error)) from None
+        timeout_s = deployment.timeout_s
+        if operation.streams and deployment.stream_timeout_s is not None:
+            timeout_s = deployment.stream_timeout_s
+        return UpstreamRequest(
+            method=request.method,
+            url=b"%b://%b%b%b"
+            % (base.scheme, base.authority, path, b"" if query is None else b"?" + query),
+            headers=headers,
+            body=request.body,
+            first_byte_timeout_s=self._first_byte_s if timeout_s is None else timeout_s,
+        )
+
+    def _base_url(self, match: Match, choice: Choice) -> BaseUrl:
+        override = choice.deployment.endpoint_url
+        if override is None or not match.operation.takes_model:
+            return self._endpoints.base_url(match.operation.service, choice.region)
+        base = self._overrides.get(override)
+        if base is None:
+            base = self._overrides[override] = parse_base_url(override)
+        return base
+
+    def learn_clock(self, match: Match, choice: Choice, response: IUpstreamResponse) -> bool:
+        """
+        Has the upstream refused our signature because our clock is wrong?
+
+        :returns: True when the clock was corrected, so that another try makes sense.
+        """
+        if response.status not in (400, 403):
+            return False
+        code = (header(response.headers, b"x-amzn-errortype") or b"").partition(b":")[0]
+        date = header(response.headers, b"date")
+        if code not in _REFUSALS or date is None:
+            return False
+        authority = self._base_url(match, choice).authority
+        offset = sigv4.clock_offset(self._now(), date)
+        known = self._clock_offsets.get(authority, 0.0)
+        if offset is None or abs(offset - known) < _SKEW_S:
+            return False
+        self._clock_offsets[authority] = offset
+        self._log.warn(
+            "our clock differs from that of {authority} by {offset:.0f} s; signing with theirs",
+            authority=authority.decode(),
+            offset=offset,
+        )
+        return True
