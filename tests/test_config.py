@@ -213,7 +213,11 @@ class ExampleTests(ConfigCase):
         """The defaults that it shows are those of the program."""
         section = self.content.split("\ngeneral_settings:\n")[1].split("\n\n\n")[0]
         shown = re.findall(r"(?m)^  # (([a-z_]+): \S.*)$", section)
-        shown = [line for line, key in shown if key not in ("ca_bundle", "master_key")]
+        own = (
+            "ca_bundle", "database_url", "journal_path", "master_key", "price_file",
+            "user_header_name",
+        )  # fmt: skip
+        shown = [line for line, key in shown if key not in own]
         self.assertGreater(len(shown), 15)
         settings = self.load("general_settings:\n  " + "\n  ".join(shown))
         bare = self.load("")
@@ -242,6 +246,8 @@ class ExampleTests(ConfigCase):
         self.assertEqual(deployment.timeout_s, 600)
         self.assertEqual(deployment.stream_timeout_s, 60)
         self.assertEqual(deployment.credentials.role_arn, ROLE.replace("user", "bedrock-user"))
+        self.assertEqual(dict(deployment.prices)["cache_read"], 300_000)
+        self.assertEqual(deployment.base_model, "us.amazon.nova-lite-v1:0")
 
 
 class ModelTests(ConfigCase):
@@ -935,6 +941,243 @@ class CredentialTests(ConfigCase):
         )
 
 
+class PriceTests(ConfigCase):
+    """What a deployment costs, where its author says so."""
+
+    model = "model: bedrock/eu-west-1/x.y"
+
+    def prices(self, params: str, environ: Mapping[str, str] | None = None) -> dict[str, int]:
+        return dict(self.one(f"{self.model}, {params}", environ).prices)
+
+    def test_exact(self) -> None:
+        """Dollars are read as they are written, in every way that YAML has, to the pico-USD."""
+        for text, expected in [
+            ("0.000003", 3_000_000),
+            ("3.0e-06", 3_000_000),
+            ("3e-06", 3_000_000),
+            ("'0.000003'", 3_000_000),
+            ("0.00000000875", 8_750),
+            ("0.0000000000010", 1),
+            ("0.000001100000", 1_100_000),
+            ("0", 0),
+            ("0.0", 0),
+            ("2", 2 * 10**12),
+            ("os.environ/PRICE", 2_500_000),
+        ]:
+            found = self.prices(f"input_cost_per_token: {text}", {"PRICE": "0.0000025"})
+            self.assertEqual(found, {"input": expected}, text)
+            self.assertIs(type(found["input"]), int)
+
+    def test_keys(self) -> None:
+        """LiteLLM's names, beside the model or in ``model_info``; a deployment stays hashable."""
+        settings = self.load(
+            """
+            model_list:
+              - model_name: m
+                litellm_params:
+                  model: bedrock/eu-west-1/x.y
+                  input_cost_per_token: 0.000003
+                  output_cost_per_token: 0.000015
+                  input_cost_per_token_above_200k_tokens: 0.000006
+                  cache_read_input_token_cost_flex: 0.0000001
+                  cache_creation_input_token_cost_above_1hr: 0.000006
+                  output_cost_per_image: 0.04
+                  search_context_cost_per_query: {search_context_size_low: 0.01}
+                model_info:
+                  output_cost_per_token_batches: 0.0000075
+                  guardrail_cost_per_unit: {topicPolicyUnits: 0.00015}
+            """,
+            {"AWS_REGION": "us-east-1"},
+        )
+        (deployment,) = settings.deployments
+        self.assertEqual(
+            deployment.prices,
+            (
+                ("input", 3_000_000),
+                ("output", 15_000_000),
+                ("cache_write_1h", 6_000_000),
+                ("output_image", 40_000_000_000),
+                ("search_low", 10_000_000_000),
+                ("guardrail.topicPolicyUnits", 150_000_000),
+                ("input.above_200k", 6_000_000),
+                ("cache_read.flex", 100_000),
+                ("output.batch", 7_500_000),
+            ),
+        )
+        self.assertEqual(settings.notices, ())
+        self.assertIsInstance(hash(deployment), int)
+
+    def test_ids_stay(self) -> None:
+        """Another price does not make another deployment of it."""
+        self.assertEqual(
+            self.one(self.model).id, self.one(f"{self.model}, input_cost_per_token: 1").id
+        )
+
+    def test_wrong(self) -> None:
+        """What is no price, or none that can be kept exactly."""
+        at = "config.yaml:1: model_list[0].litellm_params.input_cost_per_token: found "
+        dollars = "expected a price in US dollars, 0 to 1000"
+        for text, message in [
+            ("-0.1", f"-0.1, {dollars}"),
+            ("1001", f"1001, {dollars}"),
+            ("true", f"true, {dollars}"),
+            ("cheap", f"'cheap', {dollars}"),
+            ("[1]", f"a list, {dollars}"),
+            (".nan", f"nan, {dollars}"),
+            (".inf", f"inf, {dollars}"),
+            ("''", f"empty text, {dollars}"),
+            ("1e-13", f"'1e-13', {dollars}, with at most 12 decimals"),
+            ("0.00000000000875", f"8.75e-12, {dollars}, with at most 12 decimals"),
+            ("1e-999", f"'1e-999', {dollars}, with at most 12 decimals"),
+        ]:
+            self.assertEqual(
+                self.one_problem(f"{self.model}, input_cost_per_token: {text}"), [at + message]
+            )
+        self.assertEqual(
+            self.one_problem(f"{self.model}, cost_per_second: 1, input_cost_per_second: 2"),
+            [
+                "config.yaml:1: model_list[0].litellm_params.input_cost_per_second: found another "
+                "price than cost_per_second, expected one"
+            ],
+        )
+        self.assertEqual(
+            self.one_problem(f"{self.model}, guardrail_cost_per_unit: 1"),
+            [
+                "config.yaml:1: model_list[0].litellm_params.guardrail_cost_per_unit: found a "
+                "number, expected a mapping"
+            ],
+        )
+
+    def test_misspelled(self) -> None:
+        """A price under a name that nobody knows is not silently left out."""
+        self.assertEqual(
+            self.notices(
+                """
+                model_list:
+                  - model_name: m
+                    litellm_params:
+                      model: bedrock/x.y
+                      input_cost_per_tokens: 1
+                      wobble_cost: 1
+                    model_info:
+                      search_context_cost_per_query: {search_context_size_huge: 1}
+                """
+            ),
+            [
+                "config.yaml:6: model_list[0].litellm_params.input_cost_per_tokens: is not known "
+                "here and has no effect (did you mean input_cost_per_token?)",
+                "config.yaml:7: model_list[0].litellm_params.wobble_cost: is not known here and "
+                "has no effect",
+                "config.yaml:9: model_list[0].model_info.search_context_cost_per_query."
+                "search_context_size_huge: is not known here and has no effect (did you mean "
+                "search_context_size_high?)",
+            ],
+        )
+
+    def test_given_twice(self) -> None:
+        """What stands beside the model wins over ``model_info``, and is said to."""
+        content = """
+            model_list:
+              - model_name: m
+                litellm_params:
+                  model: bedrock/x.y
+                  input_cost_per_token: 1
+                  output_cost_per_token: 2
+                  base_model: us.amazon.nova-lite-v1:0
+                model_info:
+                  input_cost_per_token: 3
+                  output_cost_per_token: 2.0
+                  base_model: us.amazon.nova-pro-v1:0
+            """
+        (deployment,) = self.load(content, {"AWS_REGION": "us-east-1"}).deployments
+        self.assertEqual(dict(deployment.prices), {"input": 10**12, "output": 2 * 10**12})
+        self.assertEqual(deployment.base_model, "us.amazon.nova-lite-v1:0")
+        self.assertEqual(
+            self.notices(content),
+            [
+                "config.yaml:10: model_list[0].model_info.input_cost_per_token: has no effect "
+                "beside litellm_params.input_cost_per_token",
+            ],
+        )
+
+    def test_base_model(self) -> None:
+        """The model whose price an ARN has; one that has no price itself is said to have none."""
+        content = f"""
+            model_list:
+              - model_name: m
+                litellm_params: {{model: "bedrock/{ARN}"}}
+                model_info: {{base_model: %s}}
+            """
+        for base_model in ("us.amazon.nova-pro-v1:0", "bedrock/amazon.nova-pro-v1:0"):
+            (deployment,) = self.load(content % base_model).deployments
+            self.assertEqual((deployment.base_model, deployment.model_id), (base_model, ARN))
+            self.assertEqual(self.notices(content % base_model), [])
+        self.assertEqual(
+            self.notices(content % "us.amazon.nova-por-v1:0"),
+            [
+                "config.yaml:5: model_list[0].model_info.base_model: is not in the price table, "
+                "and so tells no price"
+            ],
+        )
+        self.assertIsNone(self.one(self.model).base_model)
+
+    def test_commitment(self) -> None:
+        """LiteLLM's way to write provisioned throughput keeps the price for a second."""
+        model = "bedrock/us-east-1/1-month-commitment/anthropic.claude-v1"
+        deployment = self.one(f"model: {model}")
+        self.assertEqual(
+            (deployment.model_id, deployment.base_model), ("anthropic.claude-v1", model)
+        )
+
+    def test_price_file(self) -> None:
+        """A file of the user's own: its name is kept, and ``base_model`` may be in it."""
+        path = self.write("prices.json", '{"my.model": {"input_cost_per_token": 0.000001}}')
+        settings = self.load(
+            f"""
+            general_settings: {{price_file: "{path}"}}
+            model_list:
+              - model_name: m
+                litellm_params: {{model: "bedrock/{ARN}"}}
+                model_info: {{base_model: my.model}}
+            """,
+            {"AWS_REGION": "us-east-1"},
+        )
+        self.assertEqual((settings.price_file, settings.notices), (path, ()))
+        self.assertIn(
+            "prices        the shipped ones, under those of prices.json",
+            self.plain(summary(settings)),
+        )
+        self.assertIsNone(self.load("").price_file)
+
+    def test_bad_price_file(self) -> None:
+        """One that cannot be used stops the start, with all that is wrong in it."""
+        path = self.write("prices.json", '{"a.b": {"input_cost_per_token": -1, "cost_x": 1}}')
+        self.assertEqual(
+            self.problems(
+                f"""
+                general_settings: {{price_file: "{path}", idle_timeout: soon}}
+                model_list:
+                  - model_name: m
+                    litellm_params: {{model: bedrock/eu-west-1/x.y, base_model: a.b}}
+                """
+            ),
+            [
+                "config.yaml:2: general_settings.idle_timeout: found 'soon', expected seconds "
+                "(0.001 to 604800) or a duration such as 90s, 5m or 1h",
+                "prices.json: a.b.input_cost_per_token: found -1, expected a price in US dollars, "
+                "0 to 1000",
+                "prices.json: a.b.cost_x: found a price of an unknown kind",
+            ],
+        )
+        self.assertEqual(
+            self.problems("general_settings: {price_file: /nowhere.json}"),
+            [
+                "config.yaml:1: general_settings.price_file: found '/nowhere.json', which is no "
+                "file, expected a file"
+            ],
+        )
+
+
 class GeneralTests(ConfigCase):
     """``general_settings``, and what LiteLLM has elsewhere for the same."""
 
@@ -1346,8 +1589,8 @@ class ReferenceTests(ConfigCase):
     def test_not_needed(self) -> None:
         """What has no effect may refer to variables that are not set."""
         self.assertEqual(
-            self.notices("general_settings: {database_url: os.environ/DATABASE_URL}"),
-            ["config.yaml:1: general_settings.database_url: has no effect in this version"],
+            self.notices("general_settings: {alerting_threshold: os.environ/NOT_SET}"),
+            ["config.yaml:1: general_settings.alerting_threshold: has no effect in this version"],
         )
 
 
@@ -1364,8 +1607,8 @@ class NoticeTests(ConfigCase):
                     litellm_params: &p
                       model: bedrock/x.y
                       weight: 2
-                      input_cost_per_token: 0.000003
-                    model_info: {mode: chat, output_cost_per_token: 0.1}
+                      output_cost_per_character: 0.000003
+                    model_info: {mode: chat, tiered_pricing: []}
                   - {model_name: m, litellm_params: {<<: *p}}
                   - {model_name: m, litellm_params: {<<: *p}}
                 router_settings:
@@ -1379,13 +1622,12 @@ class NoticeTests(ConfigCase):
             [
                 "config.yaml:6: model_list[0].litellm_params.weight: has no effect in this "
                 "version (and 2 more like it)",
-                "config.yaml:7: model_list[0].litellm_params.input_cost_per_token: has no "
+                "config.yaml:7: model_list[0].litellm_params.output_cost_per_character: has no "
                 "effect in this version (and 2 more like it)",
                 "config.yaml:8: model_list[0].model_info.mode: has no effect in this version",
-                "config.yaml:8: model_list[0].model_info.output_cost_per_token: has no effect in "
-                "this version",
+                "config.yaml:8: model_list[0].model_info.tiered_pricing: has no effect in this "
+                "version",
                 "config.yaml:13: router_settings.fallbacks: has no effect in this version",
-                "config.yaml:15: general_settings.database_url: has no effect in this version",
                 "config.yaml:16: litellm_settings.drop_params: has no effect in this version",
                 "config.yaml:16: litellm_settings.callbacks: has no effect in this version",
             ],

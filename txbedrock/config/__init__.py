@@ -3,6 +3,15 @@
 """
 
 from txbedrock.config.loading import default_settings, load
-from txbedrock.config.settings import SERVICES, Limits, Settings
+from txbedrock.config.prices import load_prices
+from txbedrock.config.settings import SERVICES, LedgerSettings, Limits, Settings
 
-__all__ = ["SERVICES", "Limits", "Settings", "default_settings", "load"]
+__all__ = [
+    "SERVICES",
+    "LedgerSettings",
+    "Limits",
+    "Settings",
+    "default_settings",
+    "load",
+    "load_prices",
+]

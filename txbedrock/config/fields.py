@@ -18,10 +18,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from txbedrock.config.yamltree import Data, Node, Report, kind_of
+from txbedrock.core.pricekeys import BadPrice, picousd
 
 __all__ = [
     "Field",
@@ -40,6 +42,7 @@ __all__ = [
     "fitting",
     "number",
     "one_of",
+    "price",
     "shorten",
     "size",
     "text",
@@ -263,7 +266,7 @@ class Section:
         self._reading.fold(self._field(key), sentence)
 
     def finish(
-        self, known: Mapping[str, Kind], ours: Iterable[str] = (), prices: bool = False
+        self, known: Mapping[str, Kind], ours: Iterable[str] = (), others: Iterable[str] = ()
     ) -> None:
         """
         Report the keys that nobody asked for. Those that begin with ``x-`` are
@@ -271,18 +274,18 @@ class Section:
 
         :param known: those that are known and do nothing.
         :param ours: those of which a misspelling is a problem.
-        :param prices: whether keys about costs are known too.
+        :param others: further keys that could be there, for what a misspelled
+            one may have meant.
         """
         for key in self:
             if key in self._asked or key.startswith("x-"):
                 continue
             kind = known.get(key)
-            if kind is None and prices and "_cost" in key:
-                kind = Kind(anything)
             if kind is not None:
                 self._check(key, kind)
                 continue
-            close = difflib.get_close_matches(key, {*known, *self._asked, *ours}, 1, 0.75)
+            names = sorted({*known, *self._asked, *ours, *others})
+            close = difflib.get_close_matches(key, names, 1, 0.75)
             if close and close[0] in ours:
                 self.problem(key, f"found an unknown setting, expected {close[0]}")
             else:
@@ -388,6 +391,21 @@ def number(low: float, high: float, whole: bool = False) -> Callable[[Found], fl
         return value
 
     return parse
+
+
+def price(found: Found) -> int:
+    """US dollars as an integer of pico-USD, exactly as they are written."""
+    value: object = found.data
+    if isinstance(value, float):
+        value = Decimal(repr(value))  # the shortest text that is this number: what was written
+    elif isinstance(value, str) and re.fullmatch(
+        r"[0-9]{1,9}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", value
+    ):
+        value = Decimal(value)
+    try:
+        return picousd(value)
+    except BadPrice as error:
+        raise Wrong(found.shown, error.expected) from None
 
 
 def _quantity(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from math import inf
 
 from txbedrock.config.fields import Kind, a_list, a_mapping, anything, boolean, number, text
+from txbedrock.core.pricekeys import LITELLM_WITHOUT_EFFECT
 
 __all__ = [
     "CREDENTIAL",
@@ -40,6 +41,9 @@ _limit_count = Kind(number(0, inf, whole=True), restricts=True)
 _limit_list = Kind(a_list, restricts=True)
 _limit_map = Kind(a_mapping, restricts=True)
 _limit_text = Kind(text, restricts=True)
+
+# For what Bedrock bills nobody by.
+_prices = dict.fromkeys(LITELLM_WITHOUT_EFFECT, _any)
 
 STRATEGIES = (
     "simple-shuffle",
@@ -80,7 +84,7 @@ LITELLM_PARAMS: Mapping[str, Kind] = {
     "tags": _list,
     "use_in_pass_through": _bool,
     "mock_response": _any,
-    "tiered_pricing": _list,
+    **_prices,
     "cooldown_time": _amount,
     "merge_reasoning_content_in_choices": _bool,
     "drop_params": _bool,
@@ -93,11 +97,10 @@ LITELLM_PARAMS: Mapping[str, Kind] = {
 }
 
 MODEL_INFO: Mapping[str, Kind] = {
-    "base_model": _text,
     "mode": _text,
     "access_groups": _limit_list,
     "supported_environments": _limit_list,
-    "tiered_pricing": _list,
+    **_prices,
     "description": _any,
     "metadata": _any,
     "max_tokens": _count,
@@ -141,12 +144,10 @@ ROUTER_SETTINGS: Mapping[str, Kind] = {
 }
 
 GENERAL_SETTINGS: Mapping[str, Kind] = {
-    "database_url": _text,
     "database_type": _text,
     "database_args": _map,
     "database_connection_pool_limit": _count,
     "database_connection_timeout": _amount,
-    "allow_requests_on_db_unavailable": _bool,
     "max_parallel_requests": _limit_count,
     "global_max_parallel_requests": _limit_count,
     "max_response_size_mb": _limit,
@@ -161,14 +162,12 @@ GENERAL_SETTINGS: Mapping[str, Kind] = {
     "alert_types": _list,
     "alert_to_webhook_url": _map,
     "pass_through_endpoints": _list,
-    "user_header_name": _text,
     "user_header_mappings": _list,
     "forward_client_headers_to_llm_api": _bool,
     "store_model_in_db": _bool,
     "store_prompts_in_spend_logs": _bool,
     "maximum_spend_logs_retention_period": _any,
     "maximum_spend_logs_retention_interval": _any,
-    "disable_spend_logs": _bool,
     "disable_spend_updates": _bool,
     "disable_budget_reservation": _bool,
     "disable_master_key_return": _bool,

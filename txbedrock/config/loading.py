@@ -41,14 +41,25 @@ from txbedrock.config.fields import (
     fitting,
     number,
     one_of,
+    price,
     shorten,
     size,
     text,
 )
-from txbedrock.config.settings import SERVICES, Limits, Settings
+from txbedrock.config.prices import load_prices
+from txbedrock.config.settings import SERVICES, LedgerSettings, Limits, Settings
 from txbedrock.config.yamltree import Node, Report, read_file
 from txbedrock.core.deployments import CredentialSpec, Deployment, OnDisconnect
 from txbedrock.core.models import Models, arn_region, bare_id, is_region
+from txbedrock.core.pricekeys import (
+    GUARDRAIL,
+    LITELLM_KEYS,
+    LITELLM_MAPPINGS,
+    litellm_name,
+    rank,
+    split,
+)
+from txbedrock.core.pricing import Prices, PriceTable
 from txbedrock.errors import ConfigError, ProxyError
 
 __all__ = ["default_settings", "load"]
@@ -123,10 +134,13 @@ _OURS = frozenset(
         "first_byte_timeout",
         "header_timeout",
         "idle_timeout",
+        "journal_max_bytes",
+        "journal_path",
         "master_key",
         "max_idle_connections",
         "max_request_body",
         "on_disconnect",
+        "price_file",
         "route_prefix",
         "shutdown_grace",
         "upload_idle_timeout",
@@ -136,6 +150,9 @@ _OURS = frozenset(
     }
 )
 """The keys of ``general_settings`` of which a misspelling is a problem."""
+
+
+_JOURNAL_MAX_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +185,9 @@ class _Configuration:
         self._left_out: set[str] = set()  # names of deployments of other providers
         self._named: set[str] = set()  # names of all others
         self._ids = {"default"}
+        self._price_file = self._general.get("price_file", file_name)
+        self._price_table: PriceTable | None = None
+        self._broken_prices = False  # which has been reported
 
     def settings(self) -> Settings:
         """
@@ -179,6 +199,8 @@ class _Configuration:
         default = self._default_deployment(on_disconnect)
         deployments = self._deployments(on_disconnect)
         verify_tls, ca_bundle = self._tls()
+        if self._price_file is not None:
+            self._prices_of_all()
         settings = Settings(
             deployments=deployments,
             default=default,
@@ -190,6 +212,9 @@ class _Configuration:
             allow_no_key=self._general.get("allow_no_key", boolean) or False,
             route_prefix=_or(self._general.get("route_prefix", _route_prefix), "/bedrock"),
             limits=self._limits(),
+            price_file=self._price_file,
+            ledger=self._ledger(),
+            user_header=self._user_header(),
             ca_bundle=ca_bundle,
             verify_tls=verify_tls,
             environment=self._environment,
@@ -202,6 +227,33 @@ class _Configuration:
         if self._report.problems:
             raise ConfigError(self._report.problems)
         return dataclasses.replace(settings, notices=tuple(self._report.notices))
+
+    # The ledger
+
+    def _ledger(self) -> LedgerSettings | None:
+        url = self._general.get("database_url", _database_url)
+        if url is None and "database_url" not in self._general:
+            url = self._env.get("DATABASE_URL", _database_url)
+        url = url or "sqlite:///" + os.path.abspath("txbedrock.db")
+        journal_path = self._general.get("journal_path", _path)
+        if journal_path is None:
+            file = url.removeprefix("sqlite:///")
+            beside = "txbedrock" if file == url else file.removesuffix(".db")
+            journal_path = os.path.abspath(f"{beside}-journal")
+        max_bytes = self._general.get("journal_max_bytes", size)
+        go_on = self._general.get("allow_requests_on_db_unavailable", boolean) or False
+        if self._general.get("disable_spend_logs", boolean):
+            return None
+        return LedgerSettings(
+            database_url=url,
+            journal_path=journal_path,
+            journal_max_bytes=_or(max_bytes, _JOURNAL_MAX_BYTES),
+            refuse_when_full=not go_on,
+        )
+
+    def _user_header(self) -> str | None:
+        name = self._general.get("user_header_name", _header_name)
+        return None if name is None else name.lower()
 
     # The environment
 
@@ -283,9 +335,8 @@ class _Configuration:
             self._named.add(model_name)
         info = item.section("model_info")
         identifier = self._identifier(info)
-        info.finish(litellm.MODEL_INFO, prices=True)
-        item.finish(litellm.MODEL)
         params = self._with_named_credentials(params)
+        prices = self._own_prices(params, info)
         model_id = self._model_id(params, model, model_name or "")
         region, only_default = self._region(params, model, model_id or "")
         deployment = Deployment(
@@ -299,8 +350,12 @@ class _Configuration:
             stream_timeout_s=_or(params.get("stream_timeout", duration()), stream_timeout),
             on_disconnect=params.get("on_disconnect", _on_disconnect) or on_disconnect,
             region_from_model=only_default,
+            prices=prices,
+            base_model=self._base_model(params, info, model, region or ""),
         )
-        params.finish(litellm.LITELLM_PARAMS, ours=("on_disconnect",), prices=True)
+        params.finish(litellm.LITELLM_PARAMS, ours=("on_disconnect",), others=LITELLM_KEYS)
+        info.finish(litellm.MODEL_INFO, others=LITELLM_KEYS)
+        item.finish(litellm.MODEL)
         if not (deployment.model_name and deployment.model_id and deployment.region):
             return None
         return deployment if identifier else self._with_id(deployment)
@@ -370,6 +425,40 @@ class _Configuration:
                 "aws_region_name", "a region here or in the environment (AWS_REGION_NAME)"
             )
         return region, True
+
+    def _own_prices(self, params: Section, info: Section) -> Prices:
+        """A deployment's prices, under LiteLLM's names for them."""
+        prices = _prices_in(info)
+        for name, (key, value) in _prices_in(params).items():
+            if name in prices and prices[name][1] != value:
+                info.notice(prices[name][0], f"has no effect beside litellm_params.{key}")
+            prices[name] = key, value
+        return tuple((name, prices[name][1]) for name in sorted(prices, key=rank))
+
+    def _base_model(self, params: Section, info: Section, model: str, region: str) -> str | None:
+        """The model that a deployment is priced as; None: as itself."""
+        found = None
+        for section in (info, params):
+            base_model = section.get("base_model", text)
+            if base_model is None:
+                continue
+            found = base_model
+            table = self._prices_of_all()
+            if table is not None and table.price("", region, base_model=base_model) is None:
+                section.notice("base_model", "is not in the price table, and so tells no price")
+        if found is None and re.search(r"[16]-month-commitment/", model):
+            return model
+        return found
+
+    def _prices_of_all(self) -> PriceTable | None:
+        """The price table; None if the configured file cannot be used."""
+        if self._price_table is None and not self._broken_prices:
+            try:
+                self._price_table = load_prices(self._price_file)
+            except ConfigError as error:
+                self._broken_prices = True
+                self._report.quote(error.problems)
+        return self._price_table
 
     def _endpoint_url(self, params: Section) -> str | None:
         runtime = params.get("aws_bedrock_runtime_endpoint", base_url)
@@ -635,6 +724,34 @@ class _Configuration:
         )
 
 
+def _prices_in(section: Section) -> dict[str, tuple[str, int]]:
+    """Prices by name, each with its key."""
+    found: dict[str, tuple[str, int]] = {}
+    for key in section:
+        name = litellm_name(key)
+        if name is not None:
+            _take_price(found, section, key, name, key)
+        elif key in LITELLM_MAPPINGS:
+            names = LITELLM_MAPPINGS[key]
+            inner = section.section(key)
+            for part in inner:
+                name = names.get(part) if names else f"{GUARDRAIL}{part}"
+                if name is not None and split(name) is not None:
+                    _take_price(found, inner, part, name, f"{key}.{part}")
+            inner.finish({}, others=names)
+    return found
+
+
+def _take_price(
+    found: dict[str, tuple[str, int]], section: Section, key: str, name: str, shown: str
+) -> None:
+    value = section.get(key, price)
+    if value is None:
+        return
+    if found.setdefault(name, (shown, value))[1] != value:
+        section.problem(key, f"found another price than {found[name][0]}, expected one")
+
+
 # What the parsers of this configuration accept
 
 
@@ -797,3 +914,28 @@ def _profile_value(environ: Mapping[str, str], profile: str | None, key: str) ->
 
 def _or(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _header_name(found: Found) -> str:
+    name = text(found)
+    if not _HEADER_NAME.fullmatch(name):
+        raise Wrong(f"{found.shown}, which is no name of a header", "one such as X-User-Id")
+    return name
+
+
+def _path(found: Found) -> str:
+    """Absolute, since a daemon changes its directory."""
+    return os.path.abspath(os.path.expanduser(text(found)))
+
+
+def _database_url(found: Found) -> str:
+    """Never shown: it may hold a password."""
+    url = text(found)
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return "sqlite:///" + os.path.abspath(os.path.expanduser(url[len("sqlite:///") :]))
+    if url.startswith(("postgresql://", "postgres://")):
+        return url
+    raise Wrong("another address", "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from txbedrock.core.deployments import Deployment
 
-__all__ = ["SERVICES", "Limits", "Settings"]
+__all__ = ["SERVICES", "LedgerSettings", "Limits", "Settings"]
 
 SERVICES = (
     "bedrock",
@@ -66,6 +66,23 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """Where what exchanges cost is kept."""
+
+    database_url: str = field(repr=False)
+    """``sqlite:///FILE``, its path absolute, or ``postgresql://...``."""
+
+    journal_path: str
+    """A folder on a local disk; absolute."""
+
+    journal_max_bytes: int = 1024 * 1024 * 1024
+    """What may wait there for the database."""
+
+    refuse_when_full: bool = True
+    """What to do when it is reached: refuse requests, or carry them unrecorded."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that the gateway is told."""
 
@@ -91,6 +108,15 @@ class Settings:
     """Where the routes of Bedrock are: begins with a slash, or is empty."""
 
     limits: Limits = Limits()
+
+    price_file: str | None = None
+    """Prices that replace those of the shipped table, model by model."""
+
+    ledger: LedgerSettings | None = None
+    """None: nothing is kept, and spend is not known."""
+
+    user_header: str | None = None
+    """Lower-case name of a header that names the end user."""
 
     ca_bundle: str | None = None
     """A PEM file of the authorities that are trusted instead of the usual ones."""

@@ -74,6 +74,8 @@ def _general(settings: Settings) -> str:
     else:
         key = "not set" + (", and all may call" if settings.allow_no_key else "")
     rows = [("route prefix", settings.route_prefix or "/"), ("master key", key)]
+    if settings.price_file is not None:
+        rows.append(("prices", f"the shipped ones, under those of {settings.price_file}"))
     if settings.use_fips:
         rows.append(("endpoints", "FIPS"))
     if settings.use_dualstack:

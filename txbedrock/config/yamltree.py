@@ -61,6 +61,10 @@ class Report:
         """It can be used, and its author should know this."""
         self._notices.append((self._order(node), f"{node.place(path)}: {text}"))
 
+    def quote(self, problems: list[str]) -> None:
+        """Problems of another file, in the words of who has read it."""
+        self._problems.extend(((_LAST, 0), problem) for problem in problems)
+
     @property
     def problems(self) -> list[str]:
         return _in_order(self._problems)

@@ -85,3 +85,9 @@ class Deployment:
     region_from_model: bool = False
     """Whether :attr:`region` is only a default: a model id that a client sends
     in full (through ``*``, or raw) may name another one."""
+
+    prices: tuple[tuple[str, int], ...] = ()
+    """Its own prices, in pico-USD by name (:mod:`~txbedrock.core.pricekeys`)."""
+
+    base_model: str | None = None
+    """The model whose price it has, where :attr:`model_id` does not say so."""

@@ -2,8 +2,9 @@
 Generated tables, and the commands that make them.
 
 ``python -m txbedrock.data.generate_operations`` and
-``python -m txbedrock.data.generate_partitions`` write them from the installed
-botocore; a test compares them with it.
+``python -m txbedrock.data.generate_partitions`` write theirs from the installed
+botocore; a test compares them with it. ``python -m txbedrock.data.generate_prices``
+writes ``prices.json`` from a price map.
 """
 
 from __future__ import annotations
@@ -19,6 +20,6 @@ def load(name: str) -> Any:
     """
     One of the tables, as JSON gives it. Read anew each time.
 
-    :param name: ``"operations"`` or ``"partitions"``.
+    :param name: ``"operations"``, ``"partitions"`` or ``"prices"``.
     """
     return json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))

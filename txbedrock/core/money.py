@@ -1,0 +1,29 @@
+"""
+Money: integers of pico-USD (10^-12 US dollars), from the price to the sum.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+__all__ = ["PICO", "as_decimal", "picousd_as_usd"]
+
+PICO = 10**12
+"""Pico-USD of a US dollar."""
+
+
+def picousd_as_usd(picousd: int) -> str:
+    """
+    Money for people, headers and JSON: exact, in US dollars, no exponent.
+
+    :returns: ``0.000308``; at least one digit after the point.
+    """
+    sign = "-" if picousd < 0 else ""
+    whole, rest = divmod(abs(picousd), PICO)
+    digits = f"{rest:012d}".rstrip("0") or "0"
+    return f"{sign}{whole}.{digits}"
+
+
+def as_decimal(picousd: int) -> Decimal:
+    """The same as a number that JSON can hold exactly."""
+    return Decimal(picousd_as_usd(picousd))
