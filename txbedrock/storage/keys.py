@@ -22,7 +22,7 @@ class MasterKey:
 
     def __init__(self, key: str) -> None:
         self._hash = hash_key(key.encode())
-        self._principal = Principal(alias="master_key")
+        self._principal = Principal(alias="master_key", key_hash=self._hash.hex(), admin=True)
 
     async def principal(self, presented: PresentedKey | None) -> Principal:
         """:raises UnrecognizedKey: no key, or another one."""
@@ -42,7 +42,7 @@ class MasterKey:
 class AnyKey:
     """No key is configured: everyone who can reach the gateway may use it."""
 
-    _principal = Principal(alias="anyone")
+    _principal = Principal(alias="anyone", admin=True)
 
     async def principal(self, presented: PresentedKey | None) -> Principal:
         """Never refuses."""
