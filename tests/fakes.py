@@ -20,6 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from txbedrock.config import Limits, Settings
 from txbedrock.core.deployments import CredentialSpec, Deployment
+from txbedrock.core.entries import LedgerEntry
 from txbedrock.interfaces import ExchangeRecord
 from txbedrock.logs import text_format
 from txbedrock.service import GatewayService, build
@@ -224,6 +225,11 @@ class Records:
     def record(self, record: ExchangeRecord) -> None:
         self.records.append(record)
 
+    @property
+    def entries(self) -> list[LedgerEntry]:
+        """The lines of the ledger."""
+        return [record.entry for record in self.records if record.entry is not None]
+
 
 def request(
     path: str = CONVERSE,
@@ -326,7 +332,7 @@ class GatewayTestCase(TestCase):
         self.records = Records()
         self.clients: list[BareClient] = []
         clients = self.clients
-        options.setdefault("log", self.records)
+        options.setdefault("logs", [self.records])
         gateway = self.gateway = build(settings, reactor, [listen], {}, **options)
         gateway.startService()
 

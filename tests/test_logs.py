@@ -16,8 +16,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from txbedrock import logs
+from txbedrock.core.entries import LedgerEntry
 from txbedrock.inbound.body import Body
-from txbedrock.interfaces import ExchangeRecord, InboundRequest, Outcome
+from txbedrock.interfaces import ExchangeRecord, InboundRequest
 from txbedrock.logs import AccessLog, LazyFileObserver, Redaction, json_format, text_format
 
 SECRET = 'planted"secret\\with/signs'
@@ -441,8 +442,11 @@ class AccessTests(SynchronousTestCase):
             peer="10.0.0.9",
             received=0.0,
         )
-        values: dict[str, Any] = {
-            "alias": "team-a",
+        entry: dict[str, Any] = {
+            "request_id": "id-1",
+            "started_us": 0,
+            "client": "10.0.0.9",
+            "key_alias": "team-a",
             "service": "bedrock-runtime",
             "operation": "Converse",
             "model_name": "m",
@@ -450,13 +454,17 @@ class AccessTests(SynchronousTestCase):
             "region": "us-west-2",
             "attempts": 2,
             "status": 200,
-            "upstream_request_id": "aws-1",
+            "aws_request_id": "aws-1",
+            "input_tokens": 12,
+            "output_tokens": 30,
+            "cost_picousd": 1_500_000,
             "bytes_up": 16,
             "bytes_down": 1234,
-            "first_byte_s": 0.12345,
-            "duration_s": 2.5,
         }
-        return ExchangeRecord(request, **{**values, **changes})
+        values: dict[str, Any] = {"first_byte_s": 0.12345, "duration_s": 2.5}
+        for name, value in changes.items():
+            (values if name in ("detail", *values) else entry)[name] = value
+        return ExchangeRecord(request, entry=LedgerEntry(**entry), **values)
 
     def write(self, record: ExchangeRecord, **options: Any) -> Written:
         log = Written(**options)
@@ -469,8 +477,8 @@ class AccessTests(SynchronousTestCase):
         self.assertEqual(
             line.split(" ", 1)[1],
             "info txbedrock.access: id-1 10.0.0.9 team-a bedrock-runtime:Converse m -> "
-            "d1/us-west-2 200 complete - attempts=2 up=16 down=1234 first_byte=123.5ms "
-            "total=2500.0ms aws=aws-1",
+            "d1/us-west-2 200 complete - tokens=12+30 cost=$0.0000015 attempts=2 up=16 "
+            "down=1234 first_byte=123.5ms total=2500.0ms aws=aws-1",
         )
 
     def test_json(self) -> None:
@@ -493,6 +501,14 @@ class AccessTests(SynchronousTestCase):
                 "status": 200,
                 "outcome": "complete",
                 "error": "-",
+                "end_user": "-",
+                "used": "tokens=12+30 cost=$0.0000015",
+                "input_tokens": 12,
+                "output_tokens": 30,
+                "cache_read_tokens": 0,
+                "cache_write_tokens": 0,
+                "cost_usd": "0.0000015",
+                "problem": "-",
                 "attempts": 2,
                 "bytes_up": 16,
                 "bytes_down": 1234,
@@ -506,11 +522,14 @@ class AccessTests(SynchronousTestCase):
     def test_early_end(self) -> None:
         """What is not known is a dash in text and null in JSON, never a made-up number."""
         request = self.record().request
-        record = ExchangeRecord(request, outcome=Outcome.CLIENT_GONE)
+        entry = LedgerEntry(
+            request_id="id-1", started_us=0, client="10.0.0.9", outcome="client_gone"
+        )
+        record = ExchangeRecord(request, entry=entry)
         [line] = self.write(record).lines
         self.assertIn(
-            "id-1 10.0.0.9 - -:- - -> -/- 0 client_gone - attempts=0 up=0 down=0 "
-            "first_byte=- total=0.0ms aws=-",
+            "id-1 10.0.0.9 - -:- - -> -/- 0 client_gone - tokens=0+0 cost=? attempts=0 "
+            "up=0 down=0 first_byte=- total=0.0ms aws=-",
             line,
         )
         [fields] = self.write(record, as_json=True).objects
@@ -520,7 +539,7 @@ class AccessTests(SynchronousTestCase):
         """A refusal names its code, and what only the operator may know."""
         record = self.record(
             status=503,
-            outcome=Outcome.FAILED,
+            outcome="failed",
             error="ServiceUnavailableException",
             detail="ConnectionRefusedError: 10.0.0.1:443",
         )
@@ -540,13 +559,13 @@ class AccessTests(SynchronousTestCase):
         """What a person may have to look at is a warning; a client's mistake is not."""
         for level, changes in (
             ("info", {}),
-            ("info", {"status": 403, "outcome": Outcome.REFUSED}),
+            ("info", {"status": 403, "outcome": "refused"}),
             ("info", {"status": 429, "error": "ThrottlingException"}),
-            ("info", {"outcome": Outcome.CLIENT_GONE}),
+            ("info", {"outcome": "client_gone"}),
             ("warn", {"status": 500}),
-            ("warn", {"status": 503, "outcome": Outcome.REFUSED}),
-            ("warn", {"outcome": Outcome.PARTIAL}),
-            ("warn", {"status": 503, "outcome": Outcome.FAILED}),
+            ("warn", {"status": 503, "outcome": "refused"}),
+            ("warn", {"outcome": "partial"}),
+            ("warn", {"status": 503, "outcome": "failed"}),
         ):
             [line] = self.write(self.record(**changes)).lines
             self.assertEqual(line.split()[1], level, changes)

@@ -8,6 +8,8 @@ into ``detail``, which is logged and never sent.
 
 from __future__ import annotations
 
+from enum import Enum
+
 __all__ = [
     "AccessDenied",
     "BadHttp",
@@ -15,18 +17,32 @@ __all__ = [
     "BodyTooLarge",
     "ConfigError",
     "CredentialsUnavailable",
+    "Fault",
     "HeadersTooLarge",
     "InternalError",
     "InvalidRequest",
+    "LedgerUnavailable",
     "MethodNotAllowed",
     "NotSupported",
     "ProxyError",
     "UnknownModel",
     "UnknownOperation",
     "UnrecognizedKey",
+    "UpstreamBroke",
     "UpstreamTimeout",
     "UpstreamUnavailable",
 ]
+
+
+class Fault(Enum):
+    """Whose fault it is that an exchange did not go well."""
+
+    CLIENT = "client"
+    POLICY = "policy"
+    """The key's, its limits' or its budget's: as the operator wants it."""
+
+    UPSTREAM = "upstream"
+    PROXY = "proxy"
 
 
 class ProxyError(Exception):
@@ -41,6 +57,12 @@ class ProxyError(Exception):
     status: int = 500
     code: str = "InternalServerException"
 
+    fault: Fault = Fault.PROXY
+    """Whose fault it is."""
+
+    maybe_billed: bool = False
+    """Bedrock may have got the request, worked on it and charge for it."""
+
     def __init__(
         self, message: str, *, detail: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
@@ -53,6 +75,7 @@ class ProxyError(Exception):
 class UnrecognizedKey(ProxyError):
     """No key, or one that nobody issued. SDKs do not retry it."""
 
+    fault = Fault.POLICY
     status = 403
     code = "UnrecognizedClientException"
 
@@ -60,6 +83,7 @@ class UnrecognizedKey(ProxyError):
 class AccessDenied(ProxyError):
     """The key is known and may not do this. SDKs do not retry it."""
 
+    fault = Fault.POLICY
     status = 403
     code = "AccessDeniedException"
 
@@ -67,6 +91,7 @@ class AccessDenied(ProxyError):
 class InvalidRequest(ProxyError):
     """The request cannot be right. SDKs do not retry it."""
 
+    fault = Fault.CLIENT
     status = 400
     code = "ValidationException"
 
@@ -86,16 +111,19 @@ class BodyTooLarge(InvalidRequest):
 class BodyTimeout(ProxyError):
     """The client took too long to send its request."""
 
+    fault = Fault.CLIENT
     status = 408
     code = "RequestTimeoutException"
 
 
 class UnknownModel(ProxyError):
+    fault = Fault.CLIENT
     status = 404
     code = "ResourceNotFoundException"
 
 
 class UnknownOperation(ProxyError):
+    fault = Fault.CLIENT
     status = 404
     code = "UnknownOperationException"
 
@@ -119,18 +147,34 @@ class CredentialsUnavailable(ProxyError):
     code = "ServiceUnavailableException"
 
 
-class UpstreamUnavailable(ProxyError):
-    """No connection, or one that broke before an answer. SDKs retry it."""
+class LedgerUnavailable(ProxyError):
+    """What requests cost cannot be kept now, and so none is carried. SDKs retry it."""
 
     status = 503
     code = "ServiceUnavailableException"
 
 
+class UpstreamUnavailable(ProxyError):
+    """There is no connection to be had. SDKs retry it."""
+
+    fault = Fault.UPSTREAM
+    status = 503
+    code = "ServiceUnavailableException"
+
+
+class UpstreamBroke(UpstreamUnavailable):
+    """The connection broke before the answer was whole. SDKs retry it."""
+
+    maybe_billed = True
+
+
 class UpstreamTimeout(ProxyError):
     """Bedrock did not answer within the time limit. SDKs do not retry it."""
 
+    fault = Fault.UPSTREAM
     status = 408
     code = "ModelTimeoutException"
+    maybe_billed = True
 
 
 class InternalError(ProxyError):

@@ -12,25 +12,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
+from txbedrock.accounting import Accounts
+from txbedrock.core.attribution import attribution
 from txbedrock.core.auth import presented_key, signing_scope_of
 from txbedrock.core.balance import Turns
 from txbedrock.core.deployments import OnDisconnect
-from txbedrock.core.eventstream import FrameScanner, exception_frame
-from txbedrock.core.headers import downstream_headers, header
+from txbedrock.core.eventstream import exception_frame
+from txbedrock.core.headers import HeaderList, downstream_headers, header
 from txbedrock.core.models import Choice, Models
+from txbedrock.core.money import picousd_as_usd
 from txbedrock.core.operations import Match, Operations, decode_label
 from txbedrock.core.replies import render, shape_of
-from txbedrock.errors import InternalError, NotSupported, ProxyError
+from txbedrock.errors import Fault, InternalError, NotSupported, ProxyError, UpstreamBroke
 from txbedrock.interfaces import (
     Ending,
     ExchangeRecord,
     IDownstream,
-    IExchangeLog,
     IKeyStore,
+    IMeter,
     InboundRequest,
     IRelay,
+    ITaker,
     IUpstream,
     IUpstreamResponse,
     Outcome,
@@ -39,7 +44,8 @@ from txbedrock.signer import Signer
 
 __all__ = ["DrainLimits", "Gateway"]
 
-_EVENT_STREAM = b"application/vnd.amazon.eventstream"
+# Of an answer that is sent in one piece.
+_SHORT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,10 @@ class DrainLimits:
 class Gateway:
     """
     Carries requests to Bedrock and answers back.
+
+    :param admit: raises when the gateway cannot take a request now.
+    :param user_header: lower-case name of a header that names the end user.
+    :param wall_clock: POSIX seconds.
     """
 
     _log = Logger()
@@ -65,7 +75,9 @@ class Gateway:
         models: Models,
         signer: Signer,
         upstream: IUpstream,
-        log: IExchangeLog,
+        accounts: Accounts,
+        admit: Callable[[], None],
+        user_header: bytes | None = None,
         drain: DrainLimits | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -75,18 +87,22 @@ class Gateway:
         self._turns = Turns()
         self._signer = signer
         self._upstream = upstream
-        self._exchange_log = log
+        self._accounts = accounts
+        self._admit = admit
+        self._user_header = user_header
         self._drain_limits = drain or DrainLimits()
         self._now = wall_clock
         self._draining: set[IRelay] = set()
         self._may_drain = True
-        self._in_flight = 0
+        self.in_flight = 0
+        """How many exchanges there are, drained ones included."""
+
         self._waiting: list[Deferred[None]] = []
 
     def idle(self) -> Deferred[None]:
         """Fires when no exchange is in flight, drained ones included."""
         waiter: Deferred[None] = Deferred()
-        if self._in_flight:
+        if self.in_flight:
             self._waiting.append(waiter)
         else:
             waiter.callback(None)
@@ -104,12 +120,12 @@ class Gateway:
 
         Cancel it when the client leaves. It raises nothing.
         """
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             await self._serve(request, downstream)
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
+            self.in_flight -= 1
+            if not self.in_flight:
                 waiting, self._waiting = self._waiting, []
                 for waiter in waiting:
                     waiter.callback(None)
@@ -121,7 +137,8 @@ class Gateway:
         except ProxyError as error:
             close = self._refuse(error, downstream, record)
         except CancelledError:
-            record.outcome = Outcome.CLIENT_GONE
+            record.outcome, record.fault = Outcome.CLIENT_GONE, Fault.CLIENT
+            record.maybe_billed = bool(record.attempts)
             close = _nothing
         except Exception:
             self._log.failure("exchange {id} failed", id=request.id)
@@ -130,7 +147,7 @@ class Gateway:
             )
         # The record first: an answer that a client got whole is always on it.
         record.duration_s = self._now() - request.received
-        self._exchange_log.record(record)
+        self._accounts.settle(record)
         close()
 
     async def _carry(
@@ -139,22 +156,25 @@ class Gateway:
         """
         :returns: what ends the answer, to be called when the record is kept.
         """
-        principal = await self._keys.principal(presented_key(request.headers))
-        record.alias = principal.alias
-        match = self._route(request)
-        record.service, record.operation = match.operation.service, match.operation.name
-        choice = self._choose(match, record)
-        record.deployment, record.region = choice.deployment.id, choice.region
+        record.principal = await self._keys.principal(presented_key(request.headers))
+        self._admit()
+        match = record.match = self._route(request)
+        record.attribution = attribution(
+            request.headers, request.raw_path, request.body.start(), self._user_header
+        )
+        choice = record.choice = self._choose(match, record)
+        record.overhead_s = self._now() - (request.complete or request.received)
         response = await self._attempt(request, match, choice, record)
         if self._signer.learn_clock(match, choice, response):
             await response.discard()
             response = await self._attempt(request, match, choice, record)
-        record.status = response.status
         record.first_byte_s = self._now() - request.received
+        record.upstream_status = response.status
         record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
         if response.status >= 400:
             record.error = _text(header(response.headers, b"x-amzn-errortype")).partition(":")[0]
-        return await self._relay(request, match, choice, response, downstream, record)
+            record.fault = Fault.UPSTREAM if response.status >= 500 else Fault.CLIENT
+        return await self._relay(match, choice, response, downstream, record)
 
     def _route(self, request: InboundRequest) -> Match:
         scope = signing_scope_of(request.headers)
@@ -188,44 +208,70 @@ class Gateway:
 
     async def _relay(
         self,
-        request: InboundRequest,
         match: Match,
         choice: Choice,
         response: IUpstreamResponse,
         downstream: IDownstream,
         record: ExchangeRecord,
     ) -> Callable[[], None]:
-        framed = response.length is None and (
-            header(response.headers, b"content-type") or b""
-        ).startswith(_EVENT_STREAM)
-        scanner = FrameScanner() if framed else None
-        observe = None if scanner is None else scanner.feed
-        relay = self._upstream.relay(response, downstream, observe)
-        downstream.head(
-            response.status, response.phrase, downstream_headers(response.headers), response.length
-        )
+        meter = record.meter = self._accounts.meter(record.request, match, choice, response)
+        headers = downstream_headers(response.headers) + self._own_headers(record, choice)
+        # A short answer goes out when it is whole: its cost is known then, and
+        # one that breaks is an error that SDKs retry instead of half an answer.
+        short = response.length is not None and response.length <= _SHORT_BYTES
+        taker: ITaker = _Short() if short else downstream
+        relay = self._upstream.relay(response, taker, meter.feed)
+        if not short:
+            record.status = response.status
+            downstream.head(response.status, response.phrase, headers, response.length)
         try:
             ending = await relay.run()
         except CancelledError:
-            record.outcome = Outcome.CLIENT_GONE
-            if (
-                self._may_drain
-                and match.operation.takes_model
-                and choice.deployment.on_disconnect is OnDisconnect.DRAIN
-            ):
-                record.error = await self._drain(relay)
-            else:
-                relay.stop()
+            record.outcome, record.fault = Outcome.CLIENT_GONE, Fault.CLIENT
+            record.error = await self._without_client(match, choice, relay)
             return _nothing
         finally:
             record.bytes_down = relay.relayed
-        if ending is Ending.COMPLETE and scanner is not None and not scanner.at_boundary:
+        if ending is Ending.COMPLETE and meter.framed and not meter.at_boundary:
             # The upstream ended well, as HTTP sees it, but inside a frame.
             ending = Ending.CUT
+        if isinstance(taker, _Short):
+            if ending is not Ending.COMPLETE:
+                raise UpstreamBroke("The connection to Bedrock broke before the answer was whole.")
+            record.status = response.status
+            body = b"".join(taker.pieces) + relay.held
+            cost = self._accounts.price(record).picousd
+            if cost is not None:
+                headers.append((b"x-litellm-response-cost", picousd_as_usd(cost).encode()))
+
+            def send() -> None:
+                downstream.head(response.status, response.phrase, headers, len(body))
+                downstream.write(body)
+                downstream.finish()
+
+            return send
+        return self._end(ending, meter, relay, downstream, record)
+
+    def _end(
+        self,
+        ending: Ending,
+        meter: IMeter,
+        relay: IRelay,
+        downstream: IDownstream,
+        record: ExchangeRecord,
+    ) -> Callable[[], None]:
+        """What ends an answer whose head is out."""
         if ending is Ending.COMPLETE:
-            return downstream.finish
+
+            def finish() -> None:
+                if relay.held:
+                    downstream.write(relay.held)
+                downstream.finish()
+
+            return finish
         record.outcome, record.error = Outcome.PARTIAL, ending.value
-        if ending is not Ending.STALLED and scanner is not None and scanner.at_boundary:
+        record.fault = Fault.CLIENT if ending is Ending.STALLED else Fault.UPSTREAM
+        if ending in _CUT_MESSAGES and meter.framed and meter.at_boundary:
             frame = exception_frame("internalServerException", _CUT_MESSAGES[ending])
 
             def end_with_exception() -> None:
@@ -235,28 +281,72 @@ class Gateway:
             return end_with_exception
         return downstream.abort
 
+    def _own_headers(self, record: ExchangeRecord, choice: Choice) -> HeaderList:
+        """What the gateway adds to an answer."""
+        assert record.overhead_s is not None
+        return [
+            (b"x-litellm-call-id", record.request.id.encode()),
+            (b"x-litellm-model-id", choice.deployment.id.encode()),
+            (b"Server-Timing", b"txbedrock;dur=%.3f" % (record.overhead_s * 1000)),
+        ]
+
+    async def _without_client(self, match: Match, choice: Choice, relay: IRelay) -> str:
+        """
+        The client has left in the body: read on, or not.
+
+        :returns: what kept the answer from being read to its end, or nothing.
+        """
+        if (
+            self._may_drain
+            and match.operation.takes_model
+            and choice.deployment.on_disconnect is OnDisconnect.DRAIN
+        ):
+            return await self._drain(relay)
+        relay.stop()
+        return "cancelled"
+
     async def _drain(self, relay: IRelay) -> str:
-        """:returns: what kept the answer from being read to its end, or ``-``."""
+        """:returns: what kept the answer from being read to its end, or nothing."""
         limits = self._drain_limits
         self._draining.add(relay)
         try:
             ending = await relay.drain(limits.drain_max_bytes, limits.drain_max_s)
         finally:
             self._draining.discard(relay)
-        return "-" if ending is Ending.COMPLETE else ending.value
+        return "" if ending is Ending.COMPLETE else ending.value
 
     def _refuse(
         self, error: ProxyError, downstream: IDownstream, record: ExchangeRecord
     ) -> Callable[[], None]:
+        record.error, record.detail = error.code, error.detail
+        record.fault = error.fault
+        record.maybe_billed = error.maybe_billed
         if record.status:
             # The head is out: a second one would be taken for the body.
-            record.outcome, record.error = Outcome.PARTIAL, error.code
+            record.outcome = Outcome.PARTIAL
             return downstream.abort
         record.outcome = Outcome.FAILED if record.attempts else Outcome.REFUSED
-        record.status, record.error, record.detail = error.status, error.code, error.detail
+        record.status = error.status
         reply = render(error, record.request.id, shape_of(record.request.raw_path))
+        reply.headers.append((b"x-litellm-call-id", record.request.id.encode()))
         record.bytes_down = len(reply.body)
         return lambda: downstream.reply(reply)
+
+
+class _Short:
+    """Takes an answer in place of the client, to be sent on when it is whole."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """It takes everything: it is short."""
+
+    def unregister_producer(self) -> None:
+        pass
 
 
 _CUT_MESSAGES = {
@@ -270,4 +360,4 @@ def _nothing() -> None:
 
 
 def _text(value: bytes | None) -> str:
-    return "-" if value is None else value.decode("ascii", "replace")
+    return "" if value is None else value.decode("ascii", "replace")

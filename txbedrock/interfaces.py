@@ -15,11 +15,18 @@ from typing import Protocol
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.iweb import IBodyProducer
 
+from txbedrock.core.attribution import NOBODY, Attribution
 from txbedrock.core.auth import PresentedKey, Principal
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import CredentialSpec
+from txbedrock.core.entries import By, Filters, LedgerEntry, Page, Total
 from txbedrock.core.headers import HeaderList
+from txbedrock.core.models import Choice
+from txbedrock.core.operations import Match
+from txbedrock.core.pricing import Cost
 from txbedrock.core.replies import Reply
+from txbedrock.core.usage import Usage
+from txbedrock.errors import Fault
 
 __all__ = [
     "Ending",
@@ -30,7 +37,10 @@ __all__ = [
     "IDownstream",
     "IExchangeLog",
     "IKeyStore",
+    "ILedger",
+    "IMeter",
     "IRelay",
+    "ITaker",
     "IUpstream",
     "IUpstreamResponse",
     "InboundRequest",
@@ -77,8 +87,21 @@ class InboundRequest:
     received: float
     """POSIX seconds when the head was complete."""
 
+    complete: float = 0.0
+    """POSIX seconds when the body was."""
 
-class IDownstream(Protocol):
+
+class ITaker(Protocol):
+    """Takes the body of an answer, and may ask for less at a time."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def register_producer(self, producer: IPushProducer) -> None: ...
+
+    def unregister_producer(self) -> None: ...
+
+
+class IDownstream(ITaker, Protocol):
     """
     The client's side of an exchange: it takes one answer, whole or in pieces.
 
@@ -92,8 +115,6 @@ class IDownstream(Protocol):
         :param length: of the body in bytes; None: chunked, or until close.
         """
 
-    def write(self, data: bytes) -> None: ...
-
     def finish(self) -> None:
         """The answer is whole."""
 
@@ -102,10 +123,6 @@ class IDownstream(Protocol):
 
     def reply(self, reply: Reply) -> None:
         """Send an answer of the gateway's own and finish."""
-
-    def register_producer(self, producer: IPushProducer) -> None: ...
-
-    def unregister_producer(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -167,6 +184,10 @@ class IRelay(Protocol):
     def relayed(self) -> int:
         """Bytes of the body so far, drained ones included."""
 
+    @property
+    def held(self) -> bytes:
+        """The last piece, of an answer whose length was known; not yet written."""
+
     async def run(self) -> Ending:
         """
         Relay until the body ends, whatever ends it.
@@ -196,7 +217,7 @@ class IUpstream(Protocol):
     def relay(
         self,
         response: IUpstreamResponse,
-        downstream: IDownstream,
+        taker: ITaker,
         observe: Callable[[bytes], None] | None,
     ) -> IRelay:
         """
@@ -222,6 +243,27 @@ class ICredentials(Protocol):
     def source(self, spec: CredentialSpec) -> ICredentialSource: ...
 
 
+class ILedger(Protocol):
+    """What exchanges cost, kept."""
+
+    def record(self, entry: LedgerEntry) -> None:
+        """
+        Keep it, before this returns.
+
+        :raises ProxyError: it is kept in memory only.
+        """
+
+    async def rows(self, filters: Filters, limit: int, cursor: str | None) -> Page:
+        """
+        Entries, the newest first, those of a moment ago included.
+
+        :raises InvalidRequest: the cursor is none of ours.
+        """
+
+    async def totals(self, by: By, filters: Filters) -> list[Total]:
+        """Sums of entries, the dearest first."""
+
+
 class IKeyStore(Protocol):
     """Who is behind a key."""
 
@@ -245,35 +287,75 @@ class Outcome(Enum):
     CLIENT_GONE = "client_gone"
 
 
+class IMeter(Protocol):
+    """Looks on while an answer passes, and says at the end what it used."""
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of the body. Never raises."""
+
+    @property
+    def framed(self) -> bool:
+        """Is the body an AWS event stream?"""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Between two frames."""
+
+    def usage(self) -> Usage:
+        """Of what has been seen, whole or not."""
+
+
 @dataclass(slots=True)
 class ExchangeRecord:
     """What there is to say about an exchange when it is over."""
 
     request: InboundRequest
-    alias: str = "-"
-    service: str = "-"
-    operation: str = "-"
-    model_name: str = "-"
-    deployment: str = "-"
-    region: str = "-"
+    principal: Principal | None = None
+    """None: it was refused before it was known whose it is."""
+
+    attribution: Attribution = NOBODY
+    match: Match | None = None
+    model_name: str = ""
+    """The model group, or the raw id."""
+
+    choice: Choice | None = None
     attempts: int = 0
     status: int = 0
     """What the client was told; 0: nothing."""
 
     outcome: Outcome = Outcome.COMPLETE
-    error: str = "-"
+    error: str = ""
     """AWS's error code of a refusal, or what cut the answer."""
+
+    fault: Fault | None = None
+    """Whose it was that the exchange did not go well."""
 
     detail: str = ""
     """For the operator."""
 
-    upstream_request_id: str = "-"
+    upstream_status: int = 0
+    """Of the last attempt's answer; 0: it got none."""
+
+    maybe_billed: bool = False
+    """An attempt reached Bedrock, and what became of it is not known."""
+
+    upstream_request_id: str = ""
+    meter: IMeter | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
+    """Both known when the answer has been seen to its end."""
+
     bytes_up: int = 0
     bytes_down: int = 0
+    overhead_s: float | None = None
+    """From the client's whole request to the first attempt: the gateway's own."""
+
     first_byte_s: float | None = None
-    """From the head of the request to the head of the answer."""
+    """From the head of the client's request to the head of the answer."""
 
     duration_s: float = 0.0
+    entry: LedgerEntry | None = None
+    """As it is charged; None until the exchange is settled."""
 
 
 class IExchangeLog(Protocol):

@@ -15,26 +15,38 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-__all__ = ["CannotListen", "listen", "shown"]
+__all__ = ["CannotListen", "CannotStart", "listen", "shown"]
 
 _log = Logger()
 
 
-class CannotListen(SystemExit, Exception):
+class CannotStart(SystemExit, Exception):
     """
-    An address cannot be had, and so the program ends with status 1.
+    The program ends with status 1 because it lacks something.
 
     It is a ``SystemExit`` because Python then ends without a traceback, and an
     ``Exception`` because ``twistd`` then takes its pid file away and tells the
     parent of a daemon, which would wait for ever otherwise.
+    """
+
+    def __init__(self, reason: str) -> None:
+        SystemExit.__init__(self, 1)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class CannotListen(CannotStart):
+    """
+    An address cannot be had.
 
     :param description: the endpoint string.
     """
 
     def __init__(self, description: str, reason: str) -> None:
-        SystemExit.__init__(self, 1)
+        CannotStart.__init__(self, reason)
         self.description = description
-        self.reason = reason
 
     def __str__(self) -> str:
         # twistd shows the first hundred bytes.

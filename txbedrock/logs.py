@@ -24,6 +24,8 @@ from twisted.logger import (
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
+from txbedrock.core.entries import LedgerEntry
+from txbedrock.core.money import picousd_as_usd
 from txbedrock.interfaces import ExchangeRecord
 
 __all__ = ["AccessLog", "LazyFileObserver", "Redaction", "json_format", "text_format"]
@@ -205,11 +207,13 @@ class LazyFileObserver:
 
 _ACCESS = (
     "{id} {client} {key} {service}:{operation} {model} -> {deployment}/{region} "
-    "{status} {outcome} {error} attempts={attempts} up={bytes_up} down={bytes_down} "
+    "{status} {outcome} {error} {used} attempts={attempts} up={bytes_up} down={bytes_down} "
 )
 
 
 def _one_line(text: str) -> str:
+    if not text:
+        return "-"
     return text if text.isprintable() else " ".join(text.split())
 
 
@@ -225,32 +229,57 @@ class AccessLog:
         self._log = Logger("txbedrock.access", observer=observer)
 
     def record(self, record: ExchangeRecord) -> None:
-        """Write the line; a failure of the gateway's own or of AWS's is a warning."""
-        request, first_byte_s = record.request, record.first_byte_s
-        warn = record.status >= 500 or record.outcome.value in ("partial", "failed")
-        detail = _one_line(record.detail)
+        """
+        Write the line; a failure of the gateway's own or of AWS's is a warning.
+
+        :param record: settled.
+        """
+        entry, first_byte_s = record.entry, record.first_byte_s
+        assert entry is not None
+        warn = entry.status >= 500 or entry.outcome in ("partial", "failed")
+        detail = _one_line(record.detail) if record.detail else ""
+        cost = entry.cost_picousd
         self._log.emit(
             LogLevel.warn if warn else LogLevel.info,
             _ACCESS
             + ("first_byte=- " if first_byte_s is None else "first_byte={first_byte_ms}ms ")
             + "total={duration_ms}ms aws={aws_request_id}"
             + (" ({detail})" if detail else ""),
-            id=request.id,
-            client=request.peer,
-            key=_one_line(record.alias),
-            service=record.service,
-            operation=record.operation,
-            model=_one_line(record.model_name),
-            deployment=_one_line(record.deployment),
-            region=record.region,
-            status=record.status,
-            outcome=record.outcome.value,
-            error=_one_line(record.error),
-            attempts=record.attempts,
-            bytes_up=record.bytes_up,
-            bytes_down=record.bytes_down,
+            id=entry.request_id,
+            client=entry.client,
+            key=_one_line(entry.key_alias),
+            end_user=_one_line(entry.end_user),
+            service=entry.service or "-",
+            operation=entry.operation or "-",
+            model=_one_line(entry.model_name),
+            deployment=_one_line(entry.deployment),
+            region=entry.region or "-",
+            status=entry.status,
+            outcome=entry.outcome,
+            error=_one_line(entry.error),
+            used=_used(entry),
+            input_tokens=entry.input_tokens,
+            output_tokens=entry.output_tokens,
+            cache_read_tokens=entry.cache_read_tokens,
+            cache_write_tokens=entry.cache_write_5m_tokens + entry.cache_write_1h_tokens,
+            cost_usd=None if cost is None else picousd_as_usd(cost),
+            problem=_one_line(entry.problem),
+            attempts=entry.attempts,
+            bytes_up=entry.bytes_up,
+            bytes_down=entry.bytes_down,
             first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000, 1),
             duration_ms=round(record.duration_s * 1000, 1),
-            aws_request_id=_one_line(record.upstream_request_id),
+            aws_request_id=_one_line(entry.aws_request_id),
             detail=detail,
         )
+
+
+def _used(entry: LedgerEntry) -> str:
+    """``tokens=12+30 cost=$0.0001``, with the caches' where there are any."""
+    cost = "?" if entry.cost_picousd is None else "$" + picousd_as_usd(entry.cost_picousd)
+    written = entry.cache_write_5m_tokens + entry.cache_write_1h_tokens
+    caches = ""
+    if entry.cache_read_tokens or written:
+        caches = f" cache={entry.cache_read_tokens}r+{written}w"
+    units = "".join(f" {name}={count}" for name, count in entry.units.items())
+    return f"tokens={entry.input_tokens}+{entry.output_tokens}{caches}{units} cost={cost}"

@@ -15,28 +15,40 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
 import twisted
 from txbedrock import __version__, data
-from txbedrock.config import Settings
+from txbedrock.accounting import Accounts, InLedger
+from txbedrock.config import LedgerSettings, Settings, load_prices
 from txbedrock.core.endpoints import Endpoints
 from txbedrock.core.models import Models
 from txbedrock.core.operations import Operations
+from txbedrock.core.pricing import PriceTable
+from txbedrock.errors import ConfigError, LedgerUnavailable
 from txbedrock.exchange import DrainLimits, Gateway
+from txbedrock.inbound.admin.metrics import MetricsResource
+from txbedrock.inbound.admin.spend import spend_resources
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
-from txbedrock.listening import listen, shown
+from txbedrock.listening import CannotStart, listen, shown
 from txbedrock.logs import AccessLog
+from txbedrock.metrics import CONTENT_TYPE, Metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.credentials import CredentialPool
 from txbedrock.outbound.upstream import Upstream
 from txbedrock.signer import Signer
+from txbedrock.storage.database import Database
+from txbedrock.storage.journal import Journal, JournalError, JournalInUse
 from txbedrock.storage.keys import AnyKey, MasterKey
+from txbedrock.storage.ledger import Ledger
 
 __all__ = ["GatewayService", "build"]
 
@@ -62,6 +74,8 @@ class GatewayService(Service):
         gateway: Gateway,
         credentials: CredentialPool,
         pool: Pool,
+        ledger: _Kept | None,
+        reload: Callable[[], object],
         shutdown_grace_s: float,
         notices: Sequence[str] = (),
         observer: object = None,
@@ -72,6 +86,8 @@ class GatewayService(Service):
         self._gateway = gateway
         self._credentials = credentials
         self._pool = pool
+        self._ledger = ledger
+        self._reload = reload
         self._grace_s = shutdown_grace_s
         self._notices = notices
         self._observer = observer
@@ -85,7 +101,8 @@ class GatewayService(Service):
 
     def is_ready(self) -> bool:
         """Are new requests welcome?"""
-        return bool(self.running) and self._loaded
+        kept = self._ledger is None or self._ledger.takes_requests
+        return bool(self.running) and self._loaded and kept
 
     def setServiceParent(self, parent: Any) -> None:
         if self._observer is not None and isinstance(parent, Componentized):
@@ -122,12 +139,35 @@ class GatewayService(Service):
             self.privilegedStartService()
         if self._program:
             self._reactor.callWhenRunning(self._heed_signals)
+        if self._ledger is not None:
+            self._start_ledger(self._ledger)
         for notice in self._notices:
             self._log.warn("{notice}", notice=notice)
         self._credentials.startService()
         loading = Deferred.fromCoroutine(self._credentials.loaded())
         loading.addCallback(self._take_requests)
         loading.addErrback(lambda failure: self._log.failure("credentials", failure))
+
+    def _start_ledger(self, kept: _Kept) -> None:
+        try:
+            kept.ledger.startService()
+        except (JournalError, JournalInUse) as error:
+            for port in self.ports:
+                port.stopListening()
+            why = getattr(error, "detail", "") or error
+            reason = f"the ledger's journal cannot be used: {why}"
+            self._log.error("{reason}", reason=reason)
+            if self._program:
+                print(f"bedrockproxy: {reason}", file=self._stderr, flush=True)
+            raise CannotStart(reason) from None
+        self._log.info("the ledger is in {where}", where=kept.database.shown)
+        opening = Deferred.fromCoroutine(kept.database.open())
+        # It is away, too new, or not ours; the journal keeps everything meanwhile.
+        opening.addErrback(
+            lambda failure: self._log.error(
+                "the ledger's database: {why}", why=failure.getErrorMessage()
+            )
+        )
 
     def _take_requests(self, _: object) -> None:
         if self._program:
@@ -147,7 +187,8 @@ class GatewayService(Service):
         """
         SIGTERM is a request to stop: the program drains and ends with status 0,
         where Twisted would let it end as if it had been killed. A second signal
-        cuts the drain short, where Twisted would log an error.
+        cuts the drain short, where Twisted would log an error. SIGHUP reads the
+        prices again.
         """
         interrupted = signal.getsignal(signal.SIGINT)
 
@@ -160,6 +201,9 @@ class GatewayService(Service):
                 self._reactor.callFromThread(self._reactor.stop)
 
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(
+            signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload)
+        )
         signal.signal(signal.SIGINT, stop)
 
     def hurry(self) -> None:
@@ -187,6 +231,9 @@ class GatewayService(Service):
         self._gateway.stop_draining()
         self.site.abort()
         await self._gateway.idle()
+        if self._ledger is not None:
+            await _maybe(self._ledger.ledger.stopService())
+            await self._ledger.database.close()
         await _maybe(self._pool.closeCachedConnections())
         await _maybe(self._credentials.stopService())
         self._log.info("stopped")
@@ -212,6 +259,61 @@ class GatewayService(Service):
             timer.cancel()
 
 
+class _Kept:
+    """The ledger, and what it needs."""
+
+    def __init__(self, settings: LedgerSettings, reactor: Any) -> None:
+        self.database = Database(settings.database_url, reactor)
+        journal = Journal(settings.journal_path, max_bytes=settings.journal_max_bytes)
+        self.ledger = Ledger(journal, self.database, reactor)
+        self._refuses = settings.refuse_when_full
+
+    @property
+    def takes_requests(self) -> bool:
+        """Can what a request costs be kept, or does it not matter?"""
+        return self.ledger.accepts or not self._refuses
+
+    def admit(self) -> None:
+        """:raises LedgerUnavailable: it cannot be kept, and it matters."""
+        if not self.takes_requests:
+            failure = self.ledger.failure
+            raise LedgerUnavailable(
+                "The gateway cannot record what requests cost now, and so carries none.",
+                detail="the journal is full" if failure is None else failure.detail,
+            )
+
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """For the metrics."""
+        ledger = self.ledger
+        return {
+            "txbedrock_ledger_lag_seconds": (
+                "Age of the oldest record that is not in the database",
+                lambda: ledger.lag_s,
+            ),
+            "txbedrock_ledger_queued": (
+                "Records that are not in the database",
+                lambda: ledger.queued,
+            ),
+            "txbedrock_journal_bytes": (
+                "Of the journal on disk",
+                lambda: ledger.journal_bytes,
+            ),
+            "txbedrock_ledger_lost": ("Records that could not be kept", lambda: ledger.lost),
+            "txbedrock_ledger_set_aside": (
+                "Files of records that could not be read or stored",
+                lambda: ledger.set_aside,
+            ),
+            "txbedrock_database_up": (
+                "Did the database answer when it was last asked?",
+                lambda: float(ledger.database_up),
+            ),
+        }
+
+
+def _always() -> None:
+    """Nothing is kept, so nothing can be lost."""
+
+
 def _maybe(result: Any) -> Deferred[Any]:
     return maybeDeferred(lambda: result)
 
@@ -222,7 +324,7 @@ def build(
     listen: Sequence[str],
     environ: Mapping[str, str],
     *,
-    log: IExchangeLog | None = None,
+    logs: Sequence[IExchangeLog] = (),
     observer: object = None,
     program: bool = False,
     wall_clock: Callable[[], float] = time.time,
@@ -231,7 +333,7 @@ def build(
     Make the parts and join them.
 
     :param environ: what AWS credentials are looked up in.
-    :param log: where exchanges are recorded; the log by default.
+    :param logs: who keeps the records of exchanges; the log by default.
     :param observer, program: see :class:`GatewayService`.
     """
     limits = settings.limits
@@ -248,11 +350,28 @@ def build(
     )
     policy = https_policy(settings.ca_bundle, settings.verify_tls)
     agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
+    kept = None if settings.ledger is None else _Kept(settings.ledger, reactor)
     keys: IKeyStore = MasterKey(settings.master_key) if settings.master_key else AnyKey()
+    models = Models(settings.deployments, settings.model_group_alias, settings.default)
+    user_header = None if settings.user_header is None else settings.user_header.encode()
+    metrics = Metrics(
+        {
+            "txbedrock_connections": ("Of clients", lambda: service.site.connections),
+            "txbedrock_exchanges_in_flight": (
+                "Exchanges, drained ones included",
+                lambda: gateway.in_flight,
+            ),
+            **({} if kept is None else kept.gauges()),
+        }
+    )
+    kept_in = [] if kept is None else [InLedger(kept.ledger)]
+    accounts = Accounts(
+        load_prices(settings.price_file), [*kept_in, metrics, *(logs or [AccessLog()])]
+    )
     gateway = Gateway(
         keys=keys,
         operations=Operations(data.load("operations")),
-        models=Models(settings.deployments, settings.model_group_alias, settings.default),
+        models=models,
         signer=Signer(
             Endpoints(
                 data.load("partitions"),
@@ -263,6 +382,7 @@ def build(
             credentials,
             first_byte_s=limits.first_byte_timeout_s,
             wall_clock=wall_clock,
+            user_header=user_header,
         ),
         upstream=Upstream(
             ForwardingClient(agent),
@@ -270,10 +390,23 @@ def build(
             idle_timeout_s=limits.idle_timeout_s,
             stalled_client_timeout_s=limits.stalled_client_timeout_s,
         ),
-        log=log or AccessLog(),
+        accounts=accounts,
+        admit=_always if kept is None else kept.admit,
+        user_header=user_header,
         drain=DrainLimits(limits.drain_max_bytes, limits.drain_max_s),
         wall_clock=wall_clock,
     )
+
+    def management(hint: str) -> dict[bytes, Resource]:
+        return {
+            b"metrics": MetricsResource(keys, lambda: (metrics.render(), CONTENT_TYPE)),
+            **spend_resources(
+                keys,
+                None if kept is None else kept.ledger,
+                lambda model, usage: accounts.would_cost(models, model, usage),
+                hint,
+            ),
+        }
 
     def site(is_ready: Callable[[], bool]) -> Site:
         return Site(
@@ -281,6 +414,7 @@ def build(
                 lambda segments: ProxyResource(gateway.serve, segments),
                 settings.route_prefix,
                 is_ready,
+                management,
             ),
             reactor,
             ClientLimits(
@@ -292,15 +426,36 @@ def build(
             route_prefix=settings.route_prefix.encode(),
         )
 
-    return GatewayService(
+    service = GatewayService(
         reactor,
         listen,
         site=site,
         gateway=gateway,
         credentials=credentials,
         pool=pool,
+        ledger=kept,
+        reload=lambda: _reload_prices(accounts, settings.price_file),
         shutdown_grace_s=limits.shutdown_grace_s,
         notices=settings.notices,
         observer=observer,
         program=program,
     )
+    return service
+
+
+def _reload_prices(accounts: Accounts, path: str | None) -> None:
+    """Read the prices again; what is wrong with them leaves the old ones in place."""
+    log = Logger("txbedrock.prices")
+
+    def loaded(table: PriceTable) -> None:
+        accounts.prices = table
+        log.info("prices are those of version {version}", version=table.version)
+
+    def failed(failure: Failure) -> None:
+        failure.trap(ConfigError)
+        for problem in failure.value.problems:  # type: ignore[union-attr]
+            log.error("the prices stay as they are: {problem}", problem=problem)
+
+    reading: Deferred[PriceTable] = deferToThread(load_prices, path)
+    reading.addCallbacks(loaded, failed)
+    reading.addErrback(lambda failure: log.failure("reading the prices failed", failure))

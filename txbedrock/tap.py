@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from OpenSSL import SSL, crypto
 from twisted.application.service import IService
@@ -276,6 +277,8 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_BEARER_T
 def _secrets(settings: Settings) -> set[str]:
     """Every secret that the configuration and the environment hold."""
     found = {settings.master_key, *(os.environ.get(name) for name in _SECRET_VARIABLES)}
+    if settings.ledger is not None:
+        found.add(urlsplit(settings.ledger.database_url).password)
     deployments = [*settings.deployments]
     if settings.default is not None:
         deployments.append(settings.default)

@@ -49,6 +49,15 @@ class RenderTests(SynchronousTestCase):
             },
         )
 
+    def test_litellm(self) -> None:
+        """LiteLLM's object, whose code is a text, and its 401 for nobody's key."""
+        reply = render(errors.UnrecognizedKey("who?"), "r", ErrorShape.LITELLM)
+        self.assertEqual(reply.status, 401)
+        self.assertEqual(
+            json.loads(reply.body),
+            {"error": {"message": "who?", "type": "auth_error", "param": None, "code": "401"}},
+        )
+
     def test_every_error(self) -> None:
         """Every refusal there is renders in every shape and hides its detail."""
         kinds = [
@@ -59,9 +68,12 @@ class RenderTests(SynchronousTestCase):
         self.assertGreater(len(kinds), 10)
         for kind in kinds:
             for shape in ErrorShape:
-                reply = render(kind("m", detail="internal"), "r", shape)
-                self.assertEqual(reply.status, kind.status)
-                self.assertNotIn(b"internal", reply.body)
+                reply = render(kind("m", detail="operators-only"), "r", shape)
+                expected = kind.status
+                if shape is ErrorShape.LITELLM and kind is errors.UnrecognizedKey:
+                    expected = 401
+                self.assertEqual(reply.status, expected)
+                self.assertNotIn(b"operators-only", reply.body)
 
     def test_further_headers(self) -> None:
         """Headers of the error are part of the reply."""

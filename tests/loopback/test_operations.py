@@ -173,9 +173,11 @@ class OperationTests(SandboxedTestCase):
         self.assertEqual(carried, names - {BIDIRECTIONAL})
         self.assertEqual(len(self.sandbox.requests), 2 * len(carried))
         self.assertEqual(self.sandbox.stats.refused, 0)
-        outcomes = {(record.outcome.value, record.service) for record in self.records.records}
-        self.assertEqual(outcomes, {("complete", service)})
-        self.assertEqual({record.operation for record in self.records.records}, carried)
+        entries = self.records.entries
+        self.assertEqual(
+            {(entry.outcome, entry.service) for entry in entries}, {("complete", service)}
+        )
+        self.assertEqual({entry.operation for entry in entries}, carried)
 
 
 def differences(

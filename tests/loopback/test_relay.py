@@ -186,7 +186,21 @@ class CutTests(GatewayTestCase):
         self.assertFalse(self.client.whole())
 
     async def test_unary(self) -> None:
-        """A unary answer shorter than it said is never ended as if it were whole."""
+        """A long unary answer that breaks is never ended as if it were whole."""
+        await self.start()
+
+        def script(up: UpstreamConnection, _: Received) -> None:
+            up.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{half")
+            up.close()
+
+        self.upstream.script = script
+        client = await self.ask(request())
+        self.assertEqual(client.body, b"{half")
+        assert client.lost is not None
+        self.assertFalse(client.lost.check(ConnectionDone))
+
+    async def test_short_unary(self) -> None:
+        """A short one that breaks is an error that SDKs retry: nothing of it was sent."""
         await self.start()
 
         def script(up: UpstreamConnection, _: Received) -> None:
@@ -195,9 +209,10 @@ class CutTests(GatewayTestCase):
 
         self.upstream.script = script
         client = await self.ask(request())
-        self.assertEqual(client.body, b"{half")
-        assert client.lost is not None
-        self.assertFalse(client.lost.check(ConnectionDone))
+        self.assertEqual(client.status, 503)
+        self.assertIn(b"serviceunavailableexception", client.head)
+        [entry] = self.records.entries
+        self.assertEqual((entry.outcome, entry.cost_picousd), ("failed", None))
 
     async def test_silence(self) -> None:
         """An upstream that falls silent in a stream is given up, and says so."""
@@ -314,7 +329,7 @@ class LeavingTests(GatewayTestCase):
         [record] = self.records.records
         self.assertEqual(
             (record.outcome, record.bytes_down, record.error),
-            (Outcome.CLIENT_GONE, len(FRAME) * 6, "-"),
+            (Outcome.CLIENT_GONE, len(FRAME) * 6, ""),
         )
 
     async def test_drain_is_bounded(self) -> None:

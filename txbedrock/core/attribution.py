@@ -14,7 +14,7 @@ import msgspec
 
 from txbedrock.core.headers import HeaderList
 
-__all__ = ["Attribution", "attribution"]
+__all__ = ["NOBODY", "Attribution", "attribution"]
 
 # Note [Who the end user is]
 # --------------------------
@@ -89,7 +89,7 @@ def attribution(
     hinted = len(body) <= _MAX_BODY and _HINT(body) is not None
     agent = _AGENT_SESSION.match(raw_path) if raw_path.startswith(b"/agents/") else None
     if not (found or hinted or agent):
-        return _NOBODY  # Nearly always, so it costs little.
+        return NOBODY  # Nearly always, so it costs little.
     end_user = ""
     for said_in in (*_END_USER, user_header):
         if not end_user and said_in is not None:
@@ -106,7 +106,8 @@ def attribution(
     return Attribution(end_user, kept[:_MAX_TAGS], session)
 
 
-_NOBODY = Attribution()
+NOBODY = Attribution()
+"""The client says nothing."""
 
 
 def _in_body(body: bytes) -> str:

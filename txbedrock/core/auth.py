@@ -55,6 +55,15 @@ class Principal:
     alias: str
     """A name for logs. Never the key."""
 
+    key_hash: str = ""
+    """SHA-256 of the key, hex; empty when there is no key."""
+
+    user_id: str = ""
+    team_id: str = ""
+
+    admin: bool = False
+    """May it see and change what belongs to others?"""
+
 
 def hash_key(key: bytes) -> bytes:
     """SHA-256 of a key: what is kept and compared."""

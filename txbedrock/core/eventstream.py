@@ -22,11 +22,11 @@ Source: Smithy, "Amazon Event Stream Specification"; the limits are botocore's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as _StructError
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import UUID
 from zlib import crc32
 
@@ -34,10 +34,12 @@ __all__ = [
     "MAX_HEADERS_BYTES",
     "MAX_PAYLOAD_BYTES",
     "Decoder",
+    "Digest",
     "EventStreamError",
     "Frame",
     "FrameScanner",
     "HeaderValue",
+    "Selection",
     "encode",
     "error_frame",
     "exception_frame",
@@ -262,59 +264,123 @@ def _take(block: bytes, start: int, length: int) -> bytes:
 # Scanning
 
 
-def _is_prelude(lengths: bytes, total: int, headers_length: int, checksum: int) -> bool:
-    return crc32(lengths) == checksum and _lengths_are_possible(total, headers_length)
+_MAX_KNOWN = 256
+_MAX_KNOWN_BYTES = 1024
+
+
+class Selection:
+    """
+    The events of a stream that are wanted, by their type.
+
+    It remembers whole header blocks, of which a service has few: share one
+    between all streams of an operation.
+    """
+
+    __slots__ = ("_types", "known")
+
+    def __init__(self, *event_types: str) -> None:
+        self._types = frozenset(event_types)
+        self.known: dict[bytes, bool] = {}
+
+    def decide(self, block: bytes) -> bool:
+        """Is the frame with this header block wanted? One that cannot be read is not."""
+        try:
+            headers = _decode_headers(block)
+        except EventStreamError:
+            return False
+        wanted = (
+            headers.get(":event-type") in self._types
+            and headers.get(":message-type", "event") == "event"
+        )
+        if len(self.known) < _MAX_KNOWN and len(block) <= _MAX_KNOWN_BYTES:
+            self.known[block] = wanted
+        return wanted
+
+
+class Digest(Protocol):
+    """Takes a payload that is too long to be held, and stands for it. Never raises."""
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of the payload."""
+
+    def result(self) -> bytes:
+        """What is given in the payload's place."""
 
 
 class FrameScanner:
     """
-    Where frames begin and end, for a stream that passes through untouched.
+    Where frames begin and end, for a stream that passes through untouched; and
+    the payloads of those that are wanted.
 
-    Reads lengths and prelude checksums only, keeps at most 11 bytes, and never
-    raises: after a wrong prelude it is :attr:`desynced` for good.
+    Reads lengths and prelude checksums, and header blocks if something is wanted;
+    all else is skipped without a copy. Holds at most one header block and a wanted
+    payload of ``longest`` bytes. Never raises: after a wrong prelude it is
+    :attr:`desynced` for good.
+
+    :param selection: whose payloads are wanted; None: nobody's.
+    :param digest: makes what a payload of more than ``longest`` bytes goes
+        through; without it such a payload is passed over.
     """
 
-    __slots__ = ("_partial", "_skip", "at_boundary", "desynced", "frames")
+    __slots__ = (
+        "_digest",
+        "_left",
+        "_longest",
+        "_make_digest",
+        "_partial",
+        "_pieces",
+        "_selection",
+        "at_boundary",
+        "desynced",
+        "frames",
+    )
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        selection: Selection | None = None,
+        digest: Callable[[], Digest] | None = None,
+        longest: int = 32 * 1024,
+    ) -> None:
         self.frames = 0
         """Complete frames seen."""
         self.at_boundary = True
         """True at the start and exactly between two frames."""
         self.desynced = False
         """True once these bytes turned out to be no event stream."""
-        self._skip = 0  # bytes to come of the current frame
-        self._partial = b""  # of the next prelude
+        self._selection = selection
+        self._make_digest = digest
+        self._longest = longest
+        self._partial = b""  # of the next prelude, or of prelude and headers
+        self._left = 0  # bytes to come of the current frame
+        self._pieces: list[bytes] | None = None  # of its payload, if it is wanted
+        self._digest: Digest | None = None  # instead of the pieces
 
-    def feed(self, data: bytes) -> None:
-        """Note the next bytes of the stream."""
-        if self.desynced:
-            return
-        size = len(data)
-        position = self._skip
-        if position > size:
-            self._skip = position - size
-            return
+    def feed(self, data: bytes) -> list[bytes]:
+        """
+        Note the next bytes of the stream.
+
+        :returns: the wanted payloads that are complete now, in their order.
+        """
+        payloads: list[bytes] = []
+        if self.desynced or not data:
+            return payloads
+        position = self._left
         if position:
+            if position > len(data):
+                if self._pieces is not None or self._digest is not None:
+                    self._take(data)
+                self._left = position - len(data)
+                return payloads
+            if self._pieces is not None or self._digest is not None:
+                payloads.append(self._take_last(data[:position]))
+            self._left = 0
             self.frames += 1
-            self._skip = 0
         elif self._partial:
-            kept = len(self._partial)
-            head = self._partial + data[: 12 - kept]
-            if len(head) < 12:
-                self._partial = head
-                return
-            total, headers_length, checksum = _PRELUDE.unpack(head)
-            if not _is_prelude(head[:8], total, headers_length, checksum):
-                self._desync()
-                return
+            data = self._partial + data
             self._partial = b""
-            position = total - kept
-            if position > size:
-                self._skip = position - size
-                return
-            self.frames += 1
         # Here ``position`` is where a frame begins.
+        size = len(data)
+        selection = self._selection
         frames = 0
         while size - position >= 12:
             total, headers_length, checksum = _PRELUDE.unpack_from(data, position)
@@ -323,17 +389,66 @@ class FrameScanner:
             ):
                 self.frames += frames
                 self._desync()
-                return
-            position += total
-            if position > size:
+                return payloads
+            end = position + total
+            if selection is not None:
+                start = position + 12 + headers_length
+                if start > size:
+                    break
+                block = data[position + 12 : start]
+                wanted = selection.known.get(block)
+                if wanted is None:
+                    wanted = selection.decide(block)
+                if wanted:
+                    if end <= size and end - start - 4 <= self._longest:
+                        payloads.append(data[start : end - 4])
+                    elif self._begin(end - start - 4):
+                        self._left = end - start
+                        if end <= size:
+                            payloads.append(self._take_last(data[start:end]))
+                            self._left = 0
+                        else:
+                            self._take(data[start:])
+            if end > size:
                 self.frames += frames
                 self.at_boundary = False
-                self._skip = position - size
-                return
+                self._left = end - size
+                return payloads
+            position = end
             frames += 1
         self.frames += frames
         self._partial = data[position:]
         self.at_boundary = not self._partial
+        return payloads
+
+    # The payload of a wanted frame that is not in one piece, or too long for one.
+    # _left is what was to come of the frame before the piece that is taken.
+
+    def _begin(self, length: int) -> bool:
+        if length <= self._longest:
+            self._pieces = []
+        elif self._make_digest is not None:
+            self._digest = self._make_digest()
+        else:
+            return False
+        return True
+
+    def _take(self, data: bytes) -> None:
+        of_payload = self._left - 4
+        if of_payload < len(data):
+            data = data[: max(0, of_payload)]
+        if self._digest is not None:
+            self._digest.feed(data)
+        elif self._pieces is not None:
+            self._pieces.append(data)
+
+    def _take_last(self, data: bytes) -> bytes:
+        self._take(data)
+        payload = b"".join(self._pieces or ())
+        if self._digest is not None:
+            payload = self._digest.result()
+        self._digest = self._pieces = None
+        return payload
 
     def _desync(self) -> None:
         self.desynced = True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from txbedrock.core.headers import HeaderList
-from txbedrock.errors import ProxyError
+from txbedrock.errors import ProxyError, UnrecognizedKey
 
 __all__ = ["ErrorShape", "Reply", "render", "shape_of"]
 
@@ -20,6 +20,8 @@ class ErrorShape(Enum):
     AWS = "aws"
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    LITELLM = "litellm"
+    """LiteLLM's, of its management API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,15 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 
+_LITELLM_TYPES = {
+    401: "auth_error",
+    403: "auth_error",
+    404: "not_found_error",
+    405: "not_found_error",
+    500: "internal_server_error",
+    503: "service_unavailable",
+}
+
 
 def shape_of(raw_path: bytes) -> ErrorShape:
     """
@@ -69,9 +80,10 @@ def render(error: ProxyError, request_id: str, shape: ErrorShape = ErrorShape.AW
     A refusal as an answer.
 
     AWS's shape is the status, ``x-amzn-ErrorType`` and ``{"message": ...}``;
-    the other two put an object of their own around it and keep the headers.
+    the others put an object of their own around it and keep the headers.
     """
     payload: dict[str, object]
+    status = error.status
     if shape is ErrorShape.OPENAI:
         kind = _OPENAI_TYPES.get(error.status, "server_error")
         payload = {
@@ -84,6 +96,13 @@ def render(error: ProxyError, request_id: str, shape: ErrorShape = ErrorShape.AW
             "error": {"type": kind, "message": error.message},
             "request_id": request_id,
         }
+    elif shape is ErrorShape.LITELLM:
+        # Nobody's key is 401 there; what is forbidden to a known one is 403.
+        status = 401 if isinstance(error, UnrecognizedKey) else status
+        kind = _LITELLM_TYPES.get(status, "bad_request_error")
+        payload = {
+            "error": {"message": error.message, "type": kind, "param": None, "code": str(status)}
+        }
     else:
         payload = {"message": error.message}
     body = json.dumps(payload).encode()
@@ -93,4 +112,4 @@ def render(error: ProxyError, request_id: str, shape: ErrorShape = ErrorShape.AW
         (b"x-amzn-RequestId", request_id.encode()),
         *error.headers,
     ]
-    return Reply(error.status, headers, body)
+    return Reply(status, headers, body)

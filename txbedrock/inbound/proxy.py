@@ -111,6 +111,7 @@ class ProxyResource(Resource):
                 body=request.content,
                 peer=getattr(request.client, "host", "-"),
                 received=request.received,
+                complete=request.channel.site.wall_seconds(),
             ),
             Downstream(request),
         )

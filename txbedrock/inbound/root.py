@@ -16,13 +16,17 @@ __all__ = ["resource_tree"]
 
 
 def resource_tree(
-    proxy: Callable[[int], ProxyResource], route_prefix: str, is_ready: Callable[[], bool]
+    proxy: Callable[[int], ProxyResource],
+    route_prefix: str,
+    is_ready: Callable[[], bool],
+    management: Callable[[str], dict[bytes, Resource]],
 ) -> Resource:
     """
     :param proxy: makes the leaf, given how many segments lead to it.
     :param route_prefix: ``/bedrock``, or empty: then everything but
-        ``/health`` is Bedrock's.
+        ``/health`` and the management's own is Bedrock's.
     :param is_ready: what ``/health/readiness`` says.
+    :param management: what else is at the root, given a hint for lost paths.
     """
     segments = [segment.encode() for segment in route_prefix.split("/") if segment]
     leaf = proxy(len(segments))
@@ -36,6 +40,8 @@ def resource_tree(
     if segments:
         node.putChild(segments[-1], leaf)
     root.putChild(b"health", health(is_ready, hint))
+    for name, resource in management(hint).items():
+        root.putChild(name, resource)
     return root
 
 

@@ -322,6 +322,11 @@ class Site(server.Site):
         self._closed: Deferred[None] | None = None
 
     @property
+    def connections(self) -> int:
+        """Of clients, idle ones included."""
+        return len(self._channels)
+
+    @property
     def in_flight(self) -> int:
         """Connections on which a request, or the answer to one, is under way."""
         return sum(not (channel.idle or channel.refused) for channel in self._channels)

@@ -16,7 +16,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from txbedrock.interfaces import Ending, IDownstream
+from txbedrock.interfaces import Ending, ITaker
 
 __all__ = ["Relay", "discard"]
 
@@ -29,7 +29,8 @@ class Relay(Protocol):
     Towards the upstream it is the body's protocol, towards the downstream a
     push producer: a client that stops reading pauses the upstream's socket.
     While it is paused the time counts against the client, else against the
-    upstream.
+    upstream. The last piece of an answer whose length is known is held back:
+    whoever runs the relay writes :attr:`held` when the answer is on record.
 
     :param observe: sees each piece after the client got it. An observer that
         raises is not asked again; the stream goes on.
@@ -40,7 +41,7 @@ class Relay(Protocol):
     def __init__(
         self,
         response: IResponse,
-        downstream: IDownstream,
+        taker: ITaker,
         observe: Callable[[bytes], None] | None,
         *,
         clock: IReactorTime,
@@ -48,7 +49,7 @@ class Relay(Protocol):
         stalled_s: float,
     ) -> None:
         self._response = response
-        self._downstream: IDownstream | None = downstream
+        self._taker: ITaker | None = taker
         self._observe = observe
         self._clock = clock
         self._idle_s = idle_s
@@ -60,26 +61,27 @@ class Relay(Protocol):
         self._done: Deferred[Ending] | None = None
         self._max_bytes: int | None = None
         self.relayed = 0
+        self.held = b""
 
     # What the exchange calls.
 
     async def run(self) -> Ending:
         """Relay until the body ends, or is given up."""
         done = self._done = Deferred()
-        assert self._downstream is not None
-        self._downstream.register_producer(self)
+        assert self._taker is not None
+        self._taker.register_producer(self)
         try:
             self._response.deliverBody(self)
             return await done
         except CancelledError:
             # The client has left. Its transport asks for nothing any more, so
             # a relay that was paused would stay so.
-            self._downstream = None
+            self._taker = None
             self._stop_timer()
             raise
         finally:
-            if self._downstream is not None:
-                self._downstream.unregister_producer()
+            if self._taker is not None:
+                self._taker.unregister_producer()
 
     async def drain(self, max_bytes: int, max_seconds: float) -> Ending:
         """
@@ -123,8 +125,13 @@ class Relay(Protocol):
         self.relayed += len(data)
         if self._timer is not None and not self._paused:
             self._timer.reset(self._idle_s)
-        if self._downstream is not None:
-            self._downstream.write(data)
+        if self._taker is not None:
+            if self.relayed == self._response.length:
+                # With it the client has the answer whole, which is not to be
+                # before the answer is on record.
+                self.held = data
+            else:
+                self._taker.write(data)
         if self._observe is not None:
             try:
                 self._observe(data)

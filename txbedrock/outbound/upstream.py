@@ -24,8 +24,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from txbedrock.core.headers import HeaderList
-from txbedrock.errors import ProxyError, UpstreamTimeout, UpstreamUnavailable
-from txbedrock.interfaces import IDownstream, IUpstreamResponse, UpstreamRequest
+from txbedrock.errors import ProxyError, UpstreamBroke, UpstreamTimeout, UpstreamUnavailable
+from txbedrock.interfaces import ITaker, IUpstreamResponse, UpstreamRequest
 from txbedrock.outbound.relay import Relay, discard
 
 __all__ = ["Upstream", "UpstreamResponse"]
@@ -121,14 +121,14 @@ class Upstream:
     def relay(
         self,
         response: IUpstreamResponse,
-        downstream: IDownstream,
+        taker: ITaker,
         observe: Callable[[bytes], None] | None,
     ) -> Relay:
         """Prepare to relay the body of an answer that :meth:`send` gave."""
         assert isinstance(response, UpstreamResponse)
         return Relay(
             response.response,
-            downstream,
+            taker,
             observe,
             clock=self._clock,
             idle_s=self._idle_s,
@@ -189,6 +189,4 @@ def _explained(error: Exception) -> Exception:
             )
         if explanation is not None:
             return explanation
-    return UpstreamUnavailable(
-        "The connection to Bedrock broke before it answered.", detail=detail
-    )
+    return UpstreamBroke("The connection to Bedrock broke before it answered.", detail=detail)

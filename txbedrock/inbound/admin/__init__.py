@@ -1,0 +1,1 @@
+"""The management side: paths, fields and errors are LiteLLM's."""
