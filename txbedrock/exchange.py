@@ -32,7 +32,6 @@ from txbedrock.interfaces import (
     ExchangeRecord,
     IDownstream,
     IKeyStore,
-    IMeter,
     InboundRequest,
     IRelay,
     ITaker,
@@ -250,17 +249,23 @@ class Gateway:
                 downstream.finish()
 
             return send
-        return self._end(ending, meter, relay, downstream, record)
+        # A length that was told cannot be exceeded by a frame of ours.
+        can_tell = response.length is None and meter.framed and meter.at_boundary
+        return self._end(ending, can_tell, relay, downstream, record)
 
     def _end(
         self,
         ending: Ending,
-        meter: IMeter,
+        can_tell: bool,
         relay: IRelay,
         downstream: IDownstream,
         record: ExchangeRecord,
     ) -> Callable[[], None]:
-        """What ends an answer whose head is out."""
+        """
+        What ends an answer whose head is out.
+
+        :param can_tell: whether an exception frame may follow what was sent.
+        """
         if ending is Ending.COMPLETE:
 
             def finish() -> None:
@@ -271,7 +276,7 @@ class Gateway:
             return finish
         record.outcome, record.error = Outcome.PARTIAL, ending.value
         record.fault = Fault.CLIENT if ending is Ending.STALLED else Fault.UPSTREAM
-        if ending in _CUT_MESSAGES and meter.framed and meter.at_boundary:
+        if ending in _CUT_MESSAGES and can_tell:
             frame = exception_frame("internalServerException", _CUT_MESSAGES[ending])
 
             def end_with_exception() -> None:

@@ -5,9 +5,10 @@ What exchanges cost, from the sandbox's own account of what it billed.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
-from twisted.internet.defer import DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
 from tests.fakes import BODY, BareClient, request, until
 from tests.sandboxed import SandboxedTestCase
@@ -207,7 +208,11 @@ class CostTests(AccountTestCase):
         self.assert_as_billed(entry)
 
     async def test_sum(self) -> None:
-        """Over many exchanges of all kinds the sums are the sandbox's own."""
+        """
+        Over many exchanges of all kinds the sums are the sandbox's own.
+
+        ``TXBEDROCK_EXCHANGES`` says how many (default 400).
+        """
         await self.start_models()
         paths = [
             (f"/bedrock/model/{model}/{verb}", body)
@@ -227,8 +232,10 @@ class CostTests(AccountTestCase):
             client = await self.ask(request(path, body))
             self.assertEqual(client.status, 200)
 
-        count = 400
-        await gatherResults([tokens.run(lambda n=n: _deferred(one(n))) for n in range(count)])
+        count = int(os.environ.get("TXBEDROCK_EXCHANGES", "400"))
+        await gatherResults(
+            [tokens.run(lambda n=n: Deferred.fromCoroutine(one(n))) for n in range(count)]
+        )
         entries = self.records.entries
         self.assertEqual(len({entry.request_id for entry in entries}), count)
         for entry in entries:
@@ -239,12 +246,6 @@ class CostTests(AccountTestCase):
             expected += billed.usage.input * price["input"]
             expected += billed.usage.output * price["output"]
         self.assertEqual(sum(entry.cost_picousd or 0 for entry in entries), expected)
-
-
-def _deferred(coroutine: Any) -> Any:
-    from twisted.internet.defer import Deferred
-
-    return Deferred.fromCoroutine(coroutine)
 
 
 class LeavingTests(AccountTestCase):

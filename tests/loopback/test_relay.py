@@ -172,6 +172,21 @@ class CutTests(GatewayTestCase):
         """Cut before the first frame: the exception is the first."""
         await self.assert_exception(await self.broken(EVENT_STREAM), 0)
 
+    async def test_with_a_length(self) -> None:
+        """A stream whose length was told takes no frame of ours; it is cut."""
+        head = EVENT_STREAM.replace(b"Transfer-Encoding: chunked", b"Content-Length: 100000")
+        await self.start()
+
+        def script(up: UpstreamConnection, _: Received) -> None:
+            up.write(head + FRAME * 2)
+            up.close()
+
+        self.upstream.script = script
+        client = await self.ask(request(STREAM))
+        self.assertEqual(client.body, FRAME * 2)
+        assert client.lost is not None
+        self.assertFalse(client.lost.check(ConnectionDone))
+
     async def test_inside_a_frame(self) -> None:
         """Cut inside a frame: the connection is reset, nothing is made up."""
         got = await self.broken(EVENT_STREAM + chunk(FRAME + FRAME[:7]))

@@ -7,11 +7,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from decimal import Decimal
 from typing import Any
 
-from tests.fakes import KEY, BareClient, request
+from twisted.internet.defer import Deferred, gatherResults
+
+from tests.fakes import KEY, BareClient, pause, request
 from tests.loopback.test_accounts import HAIKU, AccountTestCase
+from tests.postgres import new_database_url, server
 from txbedrock.config import LedgerSettings
 
 
@@ -203,12 +207,61 @@ class TotalsTests(SpendTestCase):
             self.assertEqual(client.status, status, client.received)
 
 
+class OutageTests(SpendTestCase):
+    """A database that goes away under load and comes back: a real PostgreSQL."""
+
+    timeout = 300
+
+    async def test_outage(self) -> None:
+        """
+        No request fails, nothing is lost, nothing is twice.
+
+        ``TXBEDROCK_OUTAGE`` says for how many seconds it is away (default 2).
+        """
+        await self.start_ledger(database_url=new_database_url())
+        ids: list[str] = []
+        over = False
+
+        async def load() -> None:
+            while not over:
+                ids.append(await self.converse())
+
+        loads = gatherResults([Deferred.fromCoroutine(load()) for _ in range(4)])
+        await pause(0.5)
+        postgres = server()
+        await self.in_thread(postgres.stop, "QUIT")
+        try:
+            await pause(float(os.environ.get("TXBEDROCK_OUTAGE", "2")))
+        finally:
+            await self.in_thread(postgres.start)
+        await pause(1.0)
+        over = True
+        await loads
+        self.assertEqual({entry.status for entry in self.records.entries}, {200})
+        kept = self.gateway._ledger
+        assert kept is not None
+        await kept.ledger.flush()
+        self.assertEqual(kept.ledger.lost, 0)
+        answer = await self.get("/global/spend")
+        self.assertEqual(answer["requests"], len(ids))
+        self.assertEqual(
+            answer["spend"],
+            Decimal(sum(entry.cost_picousd or 0 for entry in self.records.entries)) / 10**12,
+        )
+        rows = await self.get("/spend/logs?limit=1000")
+        self.assertEqual(len({row["request_id"] for row in rows}), min(1000, len(ids)))
+
+
 class FullTests(SpendTestCase):
     """A journal that takes no more, because the database is away."""
 
     async def start_full(self, **changes: Any) -> None:
         nowhere = f"sqlite:///{self.mktemp()}/missing/x.db"
         await self.start_ledger(database_url=nowhere, journal_max_bytes=5000, **changes)
+        kept = self.gateway._ledger
+        assert kept is not None
+        # The stop need not wait for a database that never comes.
+        kept.ledger._stop_timeout_s = 0.1
 
     async def test_refuse(self) -> None:
         """Requests are refused, readiness says so, and nothing goes up."""

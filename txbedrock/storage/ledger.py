@@ -801,8 +801,8 @@ def _amounts(entry: LedgerEntry) -> tuple[int, ...]:
     """What an entry adds to a total; :class:`Total` says what the numbers are."""
     return (
         1,
-        entry.outcome in ("refused", "failed"),
-        entry.cost_picousd is None,
+        int(entry.outcome in ("refused", "failed")),
+        int(entry.cost_picousd is None),
         entry.cost_picousd or 0,
         entry.input_tokens,
         entry.output_tokens,
@@ -846,7 +846,7 @@ def _totals_of(entries: Iterable[LedgerEntry]) -> list[tuple[str | int, ...]]:
             key = (kind, name, day)
             row: list[Any] | None = sums.get(key)
             if row is None:
-                sums[key] = [entry.key_alias if kind == "key" else "", *map(int, amounts)]
+                sums[key] = [entry.key_alias if kind == "key" else "", *amounts]
                 continue
             for index, amount in added:
                 row[index] += amount
