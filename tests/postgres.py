@@ -68,14 +68,24 @@ class Server:
 
     def _reachable(self, programs: str) -> str:
         """The same programs, where the other user can get at them."""
-        seen = subprocess.run(
-            [os.path.join(programs, "initdb"), "--version"], capture_output=True, **self._as_user()
-        )
-        if seen.returncode == 0:
+        try:
+            subprocess.run(
+                [os.path.join(programs, "initdb"), "--version"],
+                cwd=self.folder,
+                check=True,
+                capture_output=True,
+                **self._as_user(),
+            )
             return programs
-        copy = os.path.join(self.folder, "programs")
-        shutil.copytree(os.path.dirname(programs), copy, symlinks=True)
-        return os.path.join(copy, "bin")
+        except (OSError, subprocess.CalledProcessError):
+            pass  # An environment in a folder of root's.
+        # The package finds its libraries in a folder beside its own.
+        package = Path(programs).parents[1]
+        copy = Path(self.folder, "copy")
+        for one in (package, package.with_name(f"{package.name}.libs")):
+            if one.is_dir():
+                shutil.copytree(one, copy / one.name, symlinks=True)
+        return str(copy / Path(programs).relative_to(package.parent))
 
     def _as_user(self) -> dict[str, object]:
         return {**self._user, "extra_groups": []} if self._user else {}

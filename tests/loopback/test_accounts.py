@@ -231,6 +231,7 @@ class CostTests(AccountTestCase):
             body = body.replace(b"planted-prompt", b"planted-prompt " * (number % 7 + 1))
             client = await self.ask(request(path, body))
             self.assertEqual(client.status, 200)
+            client.transport.loseConnection()
 
         count = int(os.environ.get("TXBEDROCK_EXCHANGES", "400"))
         await gatherResults(

@@ -321,7 +321,8 @@ class LeavingTests(MemoryTestCase):
         With ``drain`` their answers are read to the end, and no connection to
         Bedrock is left over.
         """
-        self.start_sandbox(words=20)
+        # Long enough that none ends by itself before the last client has begun.
+        self.start_sandbox(words=80)
         self.sandbox.faults.add("drip", interval_ms=50, times=None)
         await self.leave("drain")
         self.assertEqual([each.ended for each in self.sandbox.requests], ["whole"] * 201)

@@ -38,6 +38,7 @@ class SpendTestCase(AccountTestCase):
     async def converse(self, *headers: str, model: str = "haiku") -> str:
         """One exchange; its id."""
         client = await self.ask(request(f"/bedrock/model/{model}/converse", headers=headers))
+        client.transport.loseConnection()
         return self.id_of(client)
 
     def id_of(self, client: BareClient) -> str:
