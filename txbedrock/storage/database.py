@@ -20,7 +20,7 @@ Note [Connections of our own]
 interfaces, for two reasons that can be measured. There a statement is seven
 trips to the thread and back (one each for the cursor, the execution, every row,
 closing the cursor twice), and a transaction of one statement 500 us of CPU; here
-a statement is one trip, and such a transaction 170 us. And a connection that
+a statement is one trip, and such a transaction 75 us. And a connection that
 broke stays in that pool as if it were well, where a :class:`_Link` opens itself
 anew.
 
