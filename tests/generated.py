@@ -15,20 +15,10 @@ from typing import Any
 from botocore import xform_name
 from botocore.model import OperationModel, Shape
 
+from txbedrock.config import SERVICES
 from txbedrock.sandbox.shapes import Models, example_string, pattern_of
 
 __all__ = ["SERVICES", "method_name", "operations", "parameters"]
-
-SERVICES = (
-    "bedrock",
-    "bedrock-runtime",
-    "bedrock-agent",
-    "bedrock-agent-runtime",
-    "bedrock-agentcore",
-    "bedrock-agentcore-control",
-    "bedrock-data-automation",
-    "bedrock-data-automation-runtime",
-)
 
 _models = Models()
 

@@ -172,7 +172,7 @@ class Gateway:
         record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
         if response.status >= 400:
             record.error = _text(header(response.headers, b"x-amzn-errortype")).partition(":")[0]
-            record.fault = Fault.UPSTREAM if response.status >= 500 else Fault.CLIENT
+            record.fault = _fault_of(response.status)
         return await self._relay(match, choice, response, downstream, record)
 
     def _route(self, request: InboundRequest) -> Match:
@@ -358,6 +358,15 @@ _CUT_MESSAGES = {
     Ending.CUT: "The connection to Bedrock broke before the end of the stream.",
     Ending.IDLE: "Bedrock sent nothing for too long; the stream was given up.",
 }
+
+
+def _fault_of(status: int) -> Fault:
+    """Whose fault an error of AWS's is."""
+    if status in (401, 403):
+        # The client's key was good; what AWS refuses are the gateway's credentials.
+        return Fault.PROXY
+    # 424 and 408 are the model's own failures, 429 is a quota of the account's.
+    return Fault.UPSTREAM if status >= 500 or status in (408, 424, 429) else Fault.CLIENT
 
 
 def _nothing() -> None:

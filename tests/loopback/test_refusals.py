@@ -432,6 +432,18 @@ class UpstreamTests(RefusalTestCase):
             await self.gateway.stopService()
             await until(lambda: not self.upstream.connections)
 
+    async def test_unchecked_certificate(self) -> None:
+        """Whoever switches the check off speaks to anybody, still over TLS."""
+        await self.start_tls_upstream("other.example", trustme.CA())
+        url = f"https://localhost:{self.upstream_port}"
+        await self.start_gateway(
+            self.settings(deployments=(self.deployment(endpoint_url=url),), verify_tls=False)
+        )
+        client = await self.ask(request())
+        self.assertEqual(client.status, 200, client.received)
+        await self.gateway.stopService()
+        await until(lambda: not self.upstream.connections)
+
     async def test_tls_that_never_begins(self) -> None:
         """A peer that accepts and says nothing counts as one that does not accept."""
         silent = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(

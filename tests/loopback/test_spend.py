@@ -132,6 +132,13 @@ class LogsTests(SpendTestCase):
             self.assertIn(word, answer["error"]["message"])
             self.assertEqual(answer["error"]["code"], "400")
 
+    async def test_lost(self) -> None:
+        """A path below them that is nothing is said in JSON, never in HTML."""
+        await self.start_ledger()
+        for path in ("/metrics/x", "/spend/logs/x", "/global/spend/x", "/spend/x", "/global/x"):
+            await self.get(path, status=404)
+            self.assertIn(b"application/json", self.answered.head)
+
     async def test_who_may_ask(self) -> None:
         """Nobody without the key, on any of the paths."""
         await self.start_ledger()
@@ -299,6 +306,10 @@ class MetricsTests(SpendTestCase):
         await self.ask(request("/bedrock/model/arn/converse"))
         self.sandbox.faults.add("error", status=503, code="ServiceUnavailableException", times=1)
         await self.ask(request("/bedrock/model/haiku/converse"))
+        self.sandbox.faults.add("throttle", times=1)
+        await self.ask(request("/bedrock/model/haiku/converse"))
+        self.sandbox.faults.add("error", status=403, code="AccessDeniedException", times=1)
+        await self.ask(request("/bedrock/model/haiku/converse"))
         client = await self.ask(request("/metrics", b"", method="GET"))
         text = client.body.decode()
         entry = self.records.entries[0]
@@ -309,6 +320,8 @@ class MetricsTests(SpendTestCase):
             f'operation="bedrock-runtime:Converse"}} {entry.input_tokens}.0',
             'txbedrock_errors_total{code="ResourceNotFoundException",fault="client"} 1.0',
             'txbedrock_errors_total{code="ServiceUnavailableException",fault="upstream"} 1.0',
+            'txbedrock_errors_total{code="ThrottlingException",fault="upstream"} 1.0',
+            'txbedrock_errors_total{code="AccessDeniedException",fault="proxy"} 1.0',
             'txbedrock_price_misses_total{deployment="arn",model="arn",'
             'operation="bedrock-runtime:Converse"} 1.0',
             "txbedrock_database_up 1.0",

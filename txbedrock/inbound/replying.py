@@ -14,7 +14,7 @@ from txbedrock.core.replies import Reply, render
 from txbedrock.errors import MethodNotAllowed, ProxyError, UnknownOperation
 from txbedrock.inbound.site import Request, send_reply
 
-__all__ = ["JsonResource", "Node"]
+__all__ = ["JsonResource", "Node", "NotFound"]
 
 
 def _refuse(request: Request, error: ProxyError) -> int:
@@ -22,7 +22,7 @@ def _refuse(request: Request, error: ProxyError) -> int:
     return NOT_DONE_YET
 
 
-class _NotFound(Resource):
+class NotFound(Resource):
     """Any path that leads nowhere."""
 
     isLeaf = True
@@ -45,7 +45,7 @@ class Node(Resource):
 
     def __init__(self, hint: str) -> None:
         Resource.__init__(self)
-        self._nothing = _NotFound(hint)
+        self._nothing = NotFound(hint)
 
     def getChild(self, path: bytes, request: object) -> IResource:
         return self._nothing
@@ -71,7 +71,7 @@ class JsonResource(Resource):
         return NOT_DONE_YET
 
     def getChild(self, path: bytes, request: object) -> IResource:
-        return self if path == b"" else _NotFound("")
+        return self if path == b"" else NotFound("")
 
     def answer(self, request: Request) -> tuple[int, object]:
         """:returns: status and value."""

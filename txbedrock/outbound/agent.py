@@ -11,12 +11,14 @@ from collections.abc import Hashable
 import botocore
 from OpenSSL import SSL
 from twisted.internet._sslverify import IOpenSSLTrustRoot
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
+    IOpenSSLClientConnectionCreator,
     IProtocol,
     ISSLTransport,
     IStreamClientEndpoint,
@@ -70,20 +72,22 @@ def _default_bundle() -> str | None:
 class _UncheckedPolicy:
     """``ssl_verify: false``: encrypted, and anybody may be at the other end."""
 
-    def creatorForNetloc(  # type: ignore[override]
-        self, hostname: bytes, port: int
-    ) -> _UncheckedCreator:
+    def creatorForNetloc(self, hostname: bytes, port: int) -> _UncheckedCreator:
         return _UncheckedCreator(hostname)
 
 
+@implementer(IOpenSSLClientConnectionCreator)
 class _UncheckedCreator:
+    """Connections to a host whose certificate nobody looks at."""
+
     def __init__(self, hostname: bytes) -> None:
         self._hostname = hostname
         self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
 
     def clientConnectionForTLS(self, protocol: object) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
-        if not self._hostname.replace(b".", b"").isdigit() and b":" not in self._hostname:
+        host = self._hostname.decode("ascii")
+        if not (isIPAddress(host) or isIPv6Address(host)):
             connection.set_tlsext_host_name(self._hostname)
         return connection
 

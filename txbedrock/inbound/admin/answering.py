@@ -24,6 +24,7 @@ from txbedrock.errors import (
     MethodNotAllowed,
     ProxyError,
 )
+from txbedrock.inbound.replying import NotFound
 from txbedrock.inbound.site import Request, send_reply
 from txbedrock.interfaces import IKeyStore
 
@@ -94,7 +95,7 @@ class AdminResource(Resource):
         self._keys = keys
 
     def getChild(self, path: bytes, request: object) -> IResource:
-        return self if path == b"" else Resource.getChild(self, path, request)
+        return self if path == b"" else NotFound("")
 
     def render(self, request: Request) -> int:
         answering = Deferred.fromCoroutine(self._answer(request))
