@@ -18,9 +18,14 @@ __all__ = [
     "ConfigError",
     "CredentialsUnavailable",
     "Fault",
+    "GrantExists",
+    "GrantNotFound",
     "HeadersTooLarge",
     "InternalError",
     "InvalidRequest",
+    "InvalidSignature",
+    "KeyBlocked",
+    "KeyExpired",
     "LedgerUnavailable",
     "MethodNotAllowed",
     "NotSupported",
@@ -88,6 +93,30 @@ class AccessDenied(ProxyError):
     code = "AccessDeniedException"
 
 
+class InvalidSignature(UnrecognizedKey):
+    """
+    The client signed with a secret of the gateway's own, and the signature is wrong.
+
+    :param code: AWS's, such as ``InvalidSignatureException``.
+    """
+
+    def __init__(
+        self, message: str, code: str = "InvalidSignatureException", *, detail: str = ""
+    ) -> None:
+        super().__init__(message, detail=detail)
+        self.code = code
+
+
+class KeyExpired(UnrecognizedKey):
+    """The key was good once. SDKs do not retry it."""
+
+    code = "ExpiredTokenException"
+
+
+class KeyBlocked(AccessDenied):
+    """The key, its user or its team is blocked."""
+
+
 class InvalidRequest(ProxyError):
     """The request cannot be right. SDKs do not retry it."""
 
@@ -138,6 +167,22 @@ class NotSupported(UnknownOperation):
     """An operation of Bedrock's that this gateway cannot carry."""
 
     status = 501
+
+
+class GrantNotFound(ProxyError):
+    """There is no such key, user, team ..."""
+
+    fault = Fault.CLIENT
+    status = 404
+    code = "ResourceNotFoundException"
+
+
+class GrantExists(ProxyError):
+    """There is one with this id or alias already, or something still needs it."""
+
+    fault = Fault.CLIENT
+    status = 409
+    code = "ConflictException"
 
 
 class CredentialsUnavailable(ProxyError):

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from txbedrock.accounting import Accounts
 from txbedrock.core.attribution import attribution
-from txbedrock.core.auth import presented_key, signing_scope_of
+from txbedrock.core.auth import signing_scope_of
 from txbedrock.core.balance import Turns
 from txbedrock.core.deployments import OnDisconnect
 from txbedrock.core.eventstream import exception_frame
@@ -155,7 +155,7 @@ class Gateway:
         """
         :returns: what ends the answer, to be called when the record is kept.
         """
-        record.principal = await self._keys.principal(presented_key(request.headers))
+        record.principal = await self._keys.principal(request)
         self._admit()
         match = record.match = self._route(request)
         record.attribution = attribution(

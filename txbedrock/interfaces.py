@@ -7,19 +7,21 @@ other, they are handed over as one of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.iweb import IBodyProducer
 
 from txbedrock.core.attribution import NOBODY, Attribution
-from txbedrock.core.auth import PresentedKey, Principal
+from txbedrock.core.auth import Principal
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.core.entries import By, Filters, LedgerEntry, Page, Total
+from txbedrock.core.grants import Budget, Customer, Grant, Key, Level, Tag, Team, User
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.models import Choice
 from txbedrock.core.operations import Match
@@ -29,11 +31,14 @@ from txbedrock.core.usage import Usage
 from txbedrock.errors import Fault
 
 __all__ = [
+    "AuditRecord",
     "Ending",
     "ExchangeRecord",
+    "GrantSearch",
     "IBody",
     "ICredentialSource",
     "ICredentials",
+    "IDirectory",
     "IDownstream",
     "IExchangeLog",
     "IKeyStore",
@@ -47,6 +52,8 @@ __all__ = [
     "Outcome",
     "UpstreamRequest",
 ]
+
+G = TypeVar("G", Key, User, Team, Customer, Budget, Tag)
 
 
 class IBody(Protocol):
@@ -89,6 +96,9 @@ class InboundRequest:
 
     complete: float = 0.0
     """POSIX seconds when the body was."""
+
+    received_path: bytes = b""
+    """As sent, with the gateway's prefix: what a client's signature covers."""
 
 
 class ITaker(Protocol):
@@ -264,11 +274,114 @@ class ILedger(Protocol):
         """Sums of entries, the dearest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrantSearch:
+    """Which keys, users ... are asked for: those that fulfil all."""
+
+    filters: Mapping[str, str] = field(default_factory=dict)
+    """By field: ``alias``, ``user_id``, ``team_id``, ``budget_id``, ``created_by``;
+    only what that kind has. A ``user_id`` of teams is one of their members."""
+
+    order_by: str = "created_us"
+    """``created_us``, ``updated_us``, ``alias``, ``id``."""
+
+    descending: bool = True
+    offset: int = 0
+    limit: int = 100
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of what is granted. It holds no secret."""
+
+    at_us: int
+    actor: str
+    """Alias or hash of the key that did it."""
+
+    action: str
+    """``create``, ``update``, ``delete``, ``block``, ``regenerate`` ..."""
+
+    kind: str
+    """``key``, ``user``, ``team``, ``customer``, ``budget``, ``tag``."""
+
+    id: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class IDirectory(Protocol):
+    """
+    What is granted, kept for good. Each change is seen by this process at once, and
+    is on record with who did it.
+
+    Everything raises DatabaseUnavailable when the database does not answer.
+    """
+
+    async def get(self, kind: type[G], id: str) -> G:
+        """:raises GrantNotFound: there is none."""
+
+    async def key(self, name: str) -> Key:
+        """
+        A key by one of its secrets, the SHA-256 of one (hex), or its alias.
+
+        :raises GrantNotFound: there is none.
+        """
+
+    async def find(self, kind: type[G], search: GrantSearch) -> tuple[list[G], int]:
+        """
+        :returns: a page, and how many there are in all.
+        """
+
+    async def add(self, grant: Grant, actor: str, action: str = "create") -> None:
+        """:raises GrantExists: its id, or a key's alias or token, is taken."""
+
+    async def change(
+        self,
+        kind: type[G],
+        id: str,
+        change: Callable[[G], G],
+        actor: str,
+        action: str = "update",
+    ) -> G:
+        """
+        Read, change and write, with nothing in between.
+
+        :param change: gets what is kept now; it may raise, then nothing is changed.
+        :returns: what is kept now.
+        :raises GrantNotFound: there is none.
+        :raises GrantExists: its new alias or token is taken.
+        :raises InvalidRequest: it stands in the configuration, which is not ours to write.
+        """
+
+    async def remove(self, kind: type[G], id: str, actor: str) -> G:
+        """
+        :returns: what it was.
+        :raises GrantNotFound: there is none.
+        :raises GrantExists: something still refers to it: a team with keys ...
+        """
+
+    async def audit(
+        self, kind: str | None, id: str | None, before_us: int | None, limit: int
+    ) -> list[AuditRecord]:
+        """The latest changes, the newest first."""
+
+
 class IKeyStore(Protocol):
     """Who is behind a key."""
 
-    async def principal(self, presented: PresentedKey | None) -> Principal:
-        """:raises UnrecognizedKey: nobody."""
+    async def principal(self, request: InboundRequest) -> Principal:
+        """
+        :raises UnrecognizedKey: nobody, or its signature is wrong.
+        :raises KeyBlocked: the key, its user or its team.
+        :raises KeyExpired: it was good once.
+        :raises DatabaseUnavailable: it cannot be found out now.
+        """
+
+    async def levels(self, end_user: str, tags: Sequence[str]) -> Sequence[Level]:
+        """
+        What else a request must find room in: what its client says of it.
+
+        :raises KeyBlocked: the end user.
+        """
 
 
 class Outcome(Enum):

@@ -505,12 +505,13 @@ class ReadMixin:
                     end_user=rng.choice([None, None, some.end_user]),
                     model=rng.choice([None, None, some.model_id, "nova"]),
                     tag=rng.choice([None, None, "prod", "nobody's"]),
+                    deployment=rng.choice([None, None, some.deployment]),
                     request_id=rng.choice([None] * 5 + [some.request_id]),
                     since_us=rng.choice([None, FIRST_DAY + DAY_US, some.started_us]),
                     until_us=rng.choice([None, FIRST_DAY + 2 * DAY_US, some.started_us + 1]),
                 )
             )
-        for name in ("key_hash", "user_id", "team_id", "end_user"):
+        for name in ("key_hash", "user_id", "team_id", "end_user", "deployment"):
             questions.append(Filters(**{name: getattr(entries[0], name)}))
             questions.append(Filters(**{name: getattr(entries[5], name)}, since_us=FIRST_DAY))
         questions.append(Filters(tag="prod", since_us=FIRST_DAY, until_us=FIRST_DAY + DAY_US))

@@ -5,9 +5,11 @@ Headers -> the key that a client presents.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+from txbedrock.core.grants import KeyType, Level, Role
 from txbedrock.core.headers import HeaderList
 
 __all__ = [
@@ -56,13 +58,35 @@ class Principal:
     """A name for logs. Never the key."""
 
     key_hash: str = ""
-    """SHA-256 of the key, hex; empty when there is no key."""
+    """SHA-256 of the key, hex; of one whose secret has changed that of its first.
+    Empty when there is no key."""
 
     user_id: str = ""
     team_id: str = ""
+    role: Role = Role.INTERNAL_USER
+    key_type: KeyType = KeyType.DEFAULT
 
-    admin: bool = False
-    """May it see and change what belongs to others?"""
+    levels: tuple[Level, ...] = ()
+    """What its requests must find room in."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Model names of its own: what its client says -> what is meant."""
+
+    tags: tuple[str, ...] = ()
+    """Added to those of its requests."""
+
+    team_admin: bool = False
+    """May it change its team's members and keys?"""
+
+    @property
+    def admin(self) -> bool:
+        """May it change what belongs to others?"""
+        return self.role is Role.PROXY_ADMIN
+
+    @property
+    def sees_all(self) -> bool:
+        """May it see what belongs to others?"""
+        return self.role in (Role.PROXY_ADMIN, Role.PROXY_ADMIN_VIEWER)
 
 
 def hash_key(key: bytes) -> bytes:

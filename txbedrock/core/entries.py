@@ -108,6 +108,7 @@ class Filters:
     """A model group's name or Bedrock's id."""
 
     tag: str | None = None
+    deployment: str | None = None
     request_id: str | None = None
 
     since_us: int | None = None
@@ -125,6 +126,7 @@ class Filters:
             and (self.end_user is None or entry.end_user == self.end_user)
             and (self.model is None or self.model in (entry.model_name, entry.model_id))
             and (self.tag is None or self.tag in entry.tags)
+            and (self.deployment is None or entry.deployment == self.deployment)
             and (self.request_id is None or entry.request_id == self.request_id)
             and (self.since_us is None or entry.started_us >= self.since_us)
             and (self.until_us is None or entry.started_us < self.until_us)

@@ -17,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import Reply, render, shape_of
 from txbedrock.errors import InternalError
-from txbedrock.inbound.site import Request, send_reply
+from txbedrock.inbound.site import Request, inbound_request, send_reply
 from txbedrock.interfaces import IDownstream, InboundRequest
 
 __all__ = ["Downstream", "ProxyResource"]
@@ -96,25 +96,8 @@ class ProxyResource(Resource):
 
     async def _serve(self, request: Request) -> None:
         await request.content.complete()
-        path, mark, query = request.uri.partition(b"?")
-        await self._carry(
-            InboundRequest(
-                id=str(uuid.uuid4()),
-                method=request.method,
-                raw_path=self._below_prefix(path),
-                raw_query=query if mark else None,
-                headers=[
-                    (name, value)
-                    for name, values in request.requestHeaders.getAllRawHeaders()
-                    for value in values
-                ],
-                body=request.content,
-                peer=getattr(request.client, "host", "-"),
-                received=request.received,
-                complete=request.channel.site.wall_seconds(),
-            ),
-            Downstream(request),
-        )
+        path = request.uri.partition(b"?")[0]
+        await self._carry(inbound_request(request, self._below_prefix(path)), Downstream(request))
 
     def _below_prefix(self, path: bytes) -> bytes:
         for _ in range(self._prefix_segments):

@@ -26,8 +26,9 @@ from txbedrock.errors import (
     ProxyError,
 )
 from txbedrock.inbound.body import Body
+from txbedrock.interfaces import InboundRequest
 
-__all__ = ["Channel", "ClientLimits", "Request", "Site", "send_reply"]
+__all__ = ["Channel", "ClientLimits", "Request", "Site", "inbound_request", "send_reply"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,31 @@ class Request(server.Request):
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
         f"The request body is longer than the {limit} bytes that this gateway accepts."
+    )
+
+
+def inbound_request(request: Request, raw_path: bytes | None = None) -> InboundRequest:
+    """
+    A request whose body is here, as the rest of the house sees it.
+
+    :param raw_path: below the gateway's prefix; None: there is none.
+    """
+    path, mark, query = request.uri.partition(b"?")
+    return InboundRequest(
+        id=str(uuid.uuid4()),
+        method=request.method,
+        raw_path=path if raw_path is None else raw_path,
+        raw_query=query if mark else None,
+        headers=[
+            (name, value)
+            for name, values in request.requestHeaders.getAllRawHeaders()
+            for value in values
+        ],
+        body=request.content,
+        peer=getattr(request.client, "host", "-"),
+        received=request.received,
+        complete=request.channel.site.wall_seconds(),
+        received_path=path,
     )
 
 

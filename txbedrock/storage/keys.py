@@ -4,8 +4,12 @@ Who is behind a key.
 
 from __future__ import annotations
 
-from txbedrock.core.auth import PresentedKey, Principal, hash_key, same_key
+from collections.abc import Sequence
+
+from txbedrock.core.auth import Principal, hash_key, presented_key, same_key
+from txbedrock.core.grants import Level, Role
 from txbedrock.errors import UnrecognizedKey
+from txbedrock.interfaces import InboundRequest
 
 __all__ = ["AnyKey", "MasterKey"]
 
@@ -22,10 +26,13 @@ class MasterKey:
 
     def __init__(self, key: str) -> None:
         self._hash = hash_key(key.encode())
-        self._principal = Principal(alias="master_key", key_hash=self._hash.hex(), admin=True)
+        self._principal = Principal(
+            alias="master_key", key_hash=self._hash.hex(), role=Role.PROXY_ADMIN
+        )
 
-    async def principal(self, presented: PresentedKey | None) -> Principal:
+    async def principal(self, request: InboundRequest) -> Principal:
         """:raises UnrecognizedKey: no key, or another one."""
+        presented = presented_key(request.headers)
         if presented is None:
             raise UnrecognizedKey(f"This gateway needs a key and the request has none. {_HOW}")
         for secret in (presented.secret, *presented.candidates):
@@ -38,12 +45,20 @@ class MasterKey:
             )
         raise UnrecognizedKey(f"The key is not one of this gateway's. {_HOW}")
 
+    async def levels(self, end_user: str, tags: Sequence[str]) -> Sequence[Level]:
+        """Nothing is kept of end users and tags, and so nothing is limited."""
+        return ()
+
 
 class AnyKey:
     """No key is configured: everyone who can reach the gateway may use it."""
 
-    _principal = Principal(alias="anyone", admin=True)
+    _principal = Principal(alias="anyone", role=Role.PROXY_ADMIN)
 
-    async def principal(self, presented: PresentedKey | None) -> Principal:
+    async def principal(self, request: InboundRequest) -> Principal:
         """Never refuses."""
         return self._principal
+
+    async def levels(self, end_user: str, tags: Sequence[str]) -> Sequence[Level]:
+        """Nothing is kept of end users and tags, and so nothing is limited."""
+        return ()

@@ -879,6 +879,7 @@ def _parameters(filters: Filters) -> dict[str, str | int | None]:
         "end_user": filters.end_user,
         "model": filters.model,
         "tag": filters.tag,
+        "deployment": filters.deployment,
         "since_us": 0 if filters.since_us is None else filters.since_us,
         "until_us": END_OF_TIME if filters.until_us is None else filters.until_us,
     }
@@ -893,6 +894,7 @@ _INDEXES: tuple[tuple[str, Callable[[Filters], str | None]], ...] = (
     ("team", lambda filters: filters.team_id),
     ("tag", lambda filters: filters.tag),
     ("model", lambda filters: filters.model),
+    ("deployment", lambda filters: filters.deployment),
 )
 
 

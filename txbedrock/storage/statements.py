@@ -210,6 +210,7 @@ _FILTERS_BUT_TAG = """
     AND (CAST({team_id} AS TEXT) IS NULL OR l.team_id = {team_id})
     AND (CAST({end_user} AS TEXT) IS NULL OR l.end_user = {end_user})
     AND (CAST({model} AS TEXT) IS NULL OR l.model_name = {model} OR l.model_id = {model})
+    AND (CAST({deployment} AS TEXT) IS NULL OR l.deployment = {deployment})
 """
 _FILTERS = f"""
     {_FILTERS_BUT_TAG}
@@ -314,6 +315,7 @@ def _page(sql: str) -> Callable[..., Coroutine[object, object, list[Row]]]:
         end_user: str | None,
         model: str | None,
         tag: str | None,
+        deployment: str | None,
         since_us: int,
         until_us: int,
         before_us: int,
@@ -337,6 +339,7 @@ def _sums(sql: str) -> Callable[..., Coroutine[object, object, list[Row]]]:
         end_user: str | None,
         model: str | None,
         tag: str | None,
+        deployment: str | None,
         since_us: int,
         until_us: int,
     ) -> list[Row]:
@@ -346,7 +349,7 @@ def _sums(sql: str) -> Callable[..., Coroutine[object, object, list[Row]]]:
 
 
 class Pages:
-    """Rows, the newest first, from a cursor on. A method for each index."""
+    """Rows, the newest first, from a cursor on. A method for each filter."""
 
     time = _page(_rows("time"))
     request = _page(_rows("request"))
@@ -356,6 +359,7 @@ class Pages:
     end_user = _page(_rows("end_user"))
     model = _page(_ROWS_BY_MODEL)
     tag = _page(_ROWS_BY_TAG)
+    deployment = time
 
 
 class Sums:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from txbedrock.core.auth import Principal, presented_key
+from txbedrock.core.auth import Principal
 from txbedrock.core.replies import ErrorShape, Reply, render
 from txbedrock.errors import (
     AccessDenied,
@@ -25,7 +25,7 @@ from txbedrock.errors import (
     ProxyError,
 )
 from txbedrock.inbound.replying import NotFound
-from txbedrock.inbound.site import Request, send_reply
+from txbedrock.inbound.site import Request, inbound_request, send_reply
 from txbedrock.interfaces import IKeyStore
 
 __all__ = ["AdminResource", "Query", "json_reply"]
@@ -110,12 +110,7 @@ class AdminResource(Resource):
                 f"This path answers {allowed.decode()}.", headers=((b"Allow", allowed),)
             )
         await request.content.complete()
-        headers = [
-            (name, value)
-            for name, values in request.requestHeaders.getAllRawHeaders()
-            for value in values
-        ]
-        principal = await self._keys.principal(presented_key(headers))
+        principal = await self._keys.principal(inbound_request(request))
         if not principal.admin:
             raise AccessDenied("Only the proxy admin's key can be used for this path.")
         reply = await self.answer(request, principal)
