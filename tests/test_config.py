@@ -215,7 +215,7 @@ class ExampleTests(ConfigCase):
         shown = re.findall(r"(?m)^  # (([a-z_]+): \S.*)$", section)
         own = (
             "ca_bundle", "database_url", "journal_path", "master_key", "price_file",
-            "user_header_name",
+            "request_metadata", "user_header_name",
         )  # fmt: skip
         shown = [line for line, key in shown if key not in own]
         self.assertGreater(len(shown), 15)
@@ -230,7 +230,7 @@ class ExampleTests(ConfigCase):
         for line in block.split("\n\n")[0].splitlines():
             lines.append(re.sub(r"^  # ?", "", line).split(" #")[0])
         # One kind of credentials at a time: the API key goes, and one of the roles.
-        lines = [line for line in lines if "api_key" not in line]
+        lines = [line for line in lines if not re.search("api_key|aws_session_tags", line)]
         lines.remove(next(line for line in lines if "aws_role_name" in line))
         entry = "\n".join(lines)
         rest = self.content.split("# credential_list:\n")[1].split("\n\n")[0]
@@ -480,6 +480,33 @@ class ModelTests(ConfigCase):
         )
         assert settings.default is not None
         self.assertIsNone(settings.default.timeout_s)
+
+    def test_telling_aws(self) -> None:
+        """Whom AWS is told of: in the metadata of requests, in the tags of a role's session."""
+        content = """
+            model_list:
+              - model_name: m
+                litellm_params:
+                  model: bedrock/eu-west-1/x.y
+                  aws_role_name: arn:aws:iam::123456789012:role/r
+                  aws_session_tags: [key_alias, team_id, key_alias]
+            general_settings: {request_metadata: end_user}
+            """
+        settings = self.load(content)
+        self.assertEqual(settings.request_metadata, ("end_user",))
+        self.assertEqual(settings.deployments[0].session_tags, ("key_alias", "team_id"))
+        expected = "expected a list out of key_alias, user_id, team_id, end_user"
+        for value, found in (("[team]", "'team'"), ("true", "true"), ("[[a]]", "a list")):
+            self.assertEqual(
+                self.problems(f"general_settings: {{request_metadata: {value}}}"),
+                [f"config.yaml:1: general_settings.request_metadata: found {found}, {expected}"],
+            )
+        role = "aws_role_name: arn:aws:iam::123456789012:role/r"
+        for other in ("", f"{role}, aws_web_identity_token: /a/b, "):
+            [problem] = self.one_problem(
+                f"model: bedrock/eu-west-1/x.y, {other}aws_session_tags: [key_alias]"
+            )
+            self.assertIn("aws_session_tags: found tags for a session, expected them", problem)
 
     def test_on_disconnect(self) -> None:
         """The general policy, and a deployment's own."""

@@ -22,6 +22,7 @@ from txbedrock.core.balance import Turns
 from txbedrock.core.deployments import OnDisconnect
 from txbedrock.core.eventstream import exception_frame
 from txbedrock.core.headers import HeaderList, downstream_headers, header
+from txbedrock.core.identity import Identity
 from txbedrock.core.models import Choice, Models
 from txbedrock.core.money import picousd_as_usd
 from txbedrock.core.operations import Match, Operations, decode_label
@@ -162,11 +163,13 @@ class Gateway:
             request.headers, request.raw_path, request.body.start(), self._user_header
         )
         choice = record.choice = self._choose(match, record)
+        identity = _identity(record)
+        request = await self._signer.with_metadata(request, match, identity)
         record.overhead_s = self._now() - (request.complete or request.received)
-        response = await self._attempt(request, match, choice, record)
+        response = await self._attempt(request, match, choice, identity, record)
         if self._signer.learn_clock(match, choice, response):
             await response.discard()
-            response = await self._attempt(request, match, choice, record)
+            response = await self._attempt(request, match, choice, identity, record)
         record.first_byte_s = self._now() - request.received
         record.upstream_status = response.status
         record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
@@ -199,9 +202,14 @@ class Gateway:
         return self._turns.order(resolution.model_name, resolution.choices)[0]
 
     async def _attempt(
-        self, request: InboundRequest, match: Match, choice: Choice, record: ExchangeRecord
+        self,
+        request: InboundRequest,
+        match: Match,
+        choice: Choice,
+        identity: Identity,
+        record: ExchangeRecord,
     ) -> IUpstreamResponse:
-        signed = self._signer.sign(request, match, choice)
+        signed = await self._signer.sign(request, match, choice, identity)
         record.attempts += 1
         return await self._upstream.send(signed)
 
@@ -358,6 +366,15 @@ _CUT_MESSAGES = {
     Ending.CUT: "The connection to Bedrock broke before the end of the stream.",
     Ending.IDLE: "Bedrock sent nothing for too long; the stream was given up.",
 }
+
+
+def _identity(record: ExchangeRecord) -> Identity:
+    """Whom an exchange is for."""
+    assert record.principal is not None
+    principal = record.principal
+    return Identity(
+        principal.alias, principal.user_id, principal.team_id, record.attribution.end_user
+    )
 
 
 def _fault_of(status: int) -> Fault:

@@ -73,6 +73,13 @@ class IBody(Protocol):
     def producer(self) -> IBodyProducer | None:
         """A new producer of the whole body for one attempt; None when empty."""
 
+    async def edited(self, edit: Callable[[bytes], bytes]) -> IBody:
+        """
+        A copy that something was changed in; a large one is changed in a thread.
+
+        :raises ProxyError: whatever ``edit`` raises.
+        """
+
 
 @dataclass(slots=True)
 class InboundRequest:
@@ -239,6 +246,9 @@ class IUpstream(Protocol):
 
 class ICredentialSource(Protocol):
     """The credentials of a deployment, always at hand."""
+
+    async def loaded(self) -> None:
+        """Wait until they have been found, or not found; usually they are at hand."""
 
     def current(self, service: str) -> Credentials | BearerToken:
         """

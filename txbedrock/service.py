@@ -383,6 +383,7 @@ def build(
             first_byte_s=limits.first_byte_timeout_s,
             wall_clock=wall_clock,
             user_header=user_header,
+            request_metadata=settings.request_metadata,
         ),
         upstream=Upstream(
             ForwardingClient(agent),

@@ -4,7 +4,8 @@ A client's request and the deployment chosen for it -> the request for AWS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from twisted.logger import Logger
 
@@ -12,6 +13,12 @@ from txbedrock.core import sigv4
 from txbedrock.core.credentials import BearerToken
 from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
 from txbedrock.core.headers import HeaderList, header, signed_headers, upstream_headers
+from txbedrock.core.identity import (
+    Identity,
+    body_with_metadata,
+    headers_with_metadata,
+    metadata_goes_in,
+)
 from txbedrock.core.models import Choice
 from txbedrock.core.operations import Match
 from txbedrock.errors import InvalidRequest
@@ -46,6 +53,8 @@ class Signer:
         deployment says otherwise.
     :param wall_clock: POSIX seconds.
     :param user_header: lower-case name of a header that speaks to the gateway.
+    :param request_metadata: what AWS is told in the metadata of a request, of
+        :data:`~txbedrock.core.identity.IDENTITY_FIELDS`.
     """
 
     _log = Logger()
@@ -58,21 +67,45 @@ class Signer:
         first_byte_s: float,
         wall_clock: Callable[[], float],
         user_header: bytes | None = None,
+        request_metadata: Sequence[str] = (),
     ) -> None:
         self._endpoints = endpoints
         self._credentials = credentials
         self._first_byte_s = first_byte_s
         self._now = wall_clock
         self._user_header = user_header
+        self._request_metadata = request_metadata
         self._keys = sigv4.SigningKeys()
         self._overrides: dict[str, BaseUrl] = {}
         # Seconds to add to our clock, by authority; few hosts have any.
         self._clock_offsets: dict[bytes, float] = {}
 
-    def sign(self, request: InboundRequest, match: Match, choice: Choice) -> UpstreamRequest:
+    async def with_metadata(
+        self, request: InboundRequest, match: Match, identity: Identity
+    ) -> InboundRequest:
+        """
+        The request with what AWS is to be told of whom it is for; usually as it is.
+
+        :raises InvalidRequest: the client's own metadata is not readable.
+        """
+        if not self._request_metadata:
+            return request
+        place = metadata_goes_in(match.operation.name)
+        ours = identity.metadata(self._request_metadata)
+        if not (place and ours):
+            return request
+        if place == "header":
+            return replace(request, headers=headers_with_metadata(request.headers, ours))
+        body = await request.body.edited(lambda body: body_with_metadata(body, ours))
+        return replace(request, body=body)
+
+    async def sign(
+        self, request: InboundRequest, match: Match, choice: Choice, identity: Identity
+    ) -> UpstreamRequest:
         """
         What goes on the wire, signed now.
 
+        :param identity: whom it is for, where AWS is to be told.
         :raises CredentialsUnavailable: there are none for this deployment.
         :raises InvalidRequest: the path cannot be signed.
         """
@@ -84,7 +117,13 @@ class Signer:
             (b"Host", base.authority),
             *upstream_headers(request.headers, self._user_header),
         ]
-        credentials = self._credentials.source(deployment.credentials).current(operation.service)
+        spec = deployment.credentials
+        if deployment.session_tags:
+            spec = replace(spec, session_tags=identity.tags(deployment.session_tags))
+        source = self._credentials.source(spec)
+        if spec.session_tags:
+            await source.loaded()
+        credentials = source.current(operation.service)
         if isinstance(credentials, BearerToken):
             headers.append((b"Authorization", b"Bearer " + credentials.token.encode()))
         else:

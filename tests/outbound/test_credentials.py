@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +24,7 @@ from urllib.parse import parse_qsl
 
 import botocore.credentials
 from twisted.internet import reactor as real_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -31,7 +32,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.errors import CredentialsUnavailable
-from txbedrock.outbound import chain
+from txbedrock.outbound import chain, credentials
 from txbedrock.outbound.credentials import CredentialPool, CredentialSource
 
 # What must never be seen. Not all have the shape of a secret.
@@ -789,6 +790,91 @@ class RoleTests(Case):
         self.patch(self.stub, "reply", lambda call: (200, f"<html>{SECRET} is not closed"))
         self.refused(self.started(self.spec))
         self.assertEqual(len(self.logged(LogLevel.error)), 1)
+
+
+class TaggedTests(Case):
+    """Sessions of a role with tags: one for each key that is in use."""
+
+    base = CredentialSpec(access_key_id=KEY_ID, secret_access_key=SECRET, role_arn=ROLE)
+
+    def tagged(self, alias: str) -> CredentialSpec:
+        tags = (("key_alias", alias), ("team_id", "blue"))
+        return replace(self.base, session_tags=tags)
+
+    def start_pool(self, **options: Any) -> CredentialPool:
+        pool = self.pool(self.base, **options)
+        pool.startService()
+        self.addCleanup(pool.stopService)
+        return pool
+
+    def test_sts(self) -> None:
+        """STS gets tags and name; each combination has a session of its own."""
+        pool = self.start_pool()
+        self.assert_from_stub(pool.source(self.tagged("ci")), 2)
+        self.assert_from_stub(pool.source(self.tagged("dev")), 3)
+        self.assertIs(pool.source(self.tagged("ci")), pool.source(self.tagged("ci")))
+        _, ci, dev = self.stub.calls
+        self.assertEqual(ci.form["RoleSessionName"], "txbedrock-ci@blue")
+        self.assertEqual(
+            {name: value for name, value in ci.form.items() if name.startswith("Tags")},
+            {
+                "Tags.member.1.Key": "key_alias",
+                "Tags.member.1.Value": "ci",
+                "Tags.member.2.Key": "team_id",
+                "Tags.member.2.Value": "blue",
+            },
+        )
+        self.assertEqual(dev.form["RoleSessionName"], "txbedrock-dev@blue")
+        self.assertIn("for txbedrock-ci@blue", pool.source(self.tagged("ci")).describe())
+
+    def test_wait(self) -> None:
+        """Who comes first waits for STS; who comes later does not; all do not for ever."""
+        threads = HeldThreads()
+        pool = self.start_pool(threadpool=threads)
+        source = pool.source(self.tagged("ci"))
+        first = Deferred.fromCoroutine(source.loaded())
+        gone = Deferred.fromCoroutine(source.loaded())
+        self.assertNoResult(first)
+        gone.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        gone.cancel()
+        threads.run()
+        self.successResultOf(first)
+        self.successResultOf(Deferred.fromCoroutine(source.loaded()))
+        source.current("bedrock-runtime")
+
+        late = Deferred.fromCoroutine(pool.source(self.tagged("late")).loaded())
+        self.clock.advance(10)
+        self.successResultOf(late)
+        self.refused(pool.source(self.tagged("late")))
+
+    def test_unused(self) -> None:
+        """A session that nobody has used since is not renewed but forgotten."""
+        pool = self.start_pool()
+        pool.source(self.tagged("ci")).current("bedrock")
+        pool.source(self.tagged("once")).current("bedrock")
+        calls = len(self.stub.calls)
+        self.clock.advance(2700)  # all are renewed: they were used
+        self.assertEqual(len(self.stub.calls), calls + 3)
+        pool.source(self.tagged("ci")).current("bedrock")
+        self.clock.advance(2700)
+        self.assertEqual(len(self.stub.calls), calls + 5)
+        self.assertEqual(
+            {spec.session_tags for spec in pool._sources},
+            {(), self.tagged("ci").session_tags},
+        )
+        pool.source(self.tagged("once")).current("bedrock")
+
+    def test_many(self) -> None:
+        """There is a bound; who was used longest ago goes first."""
+        self.patch(credentials, "_MAX_TAGGED", 3)
+        pool = self.start_pool()
+        for alias in ("a", "b", "c", "a", "d", "e"):
+            pool.source(self.tagged(alias))
+        self.assertEqual(
+            [spec.session_tags[0][1] for spec in pool._sources if spec.session_tags],
+            ["a", "d", "e"],
+        )
+        self.assertEqual(len(pool._tagged), 3)
 
 
 class WebIdentityTests(Case):

@@ -50,6 +50,7 @@ from txbedrock.config.prices import load_prices
 from txbedrock.config.settings import SERVICES, LedgerSettings, Limits, Settings
 from txbedrock.config.yamltree import Node, Report, read_file
 from txbedrock.core.deployments import CredentialSpec, Deployment, OnDisconnect
+from txbedrock.core.identity import IDENTITY_FIELDS
 from txbedrock.core.models import Models, arn_region, bare_id, is_region
 from txbedrock.core.pricekeys import (
     GUARDRAIL,
@@ -141,6 +142,7 @@ _OURS = frozenset(
         "max_request_body",
         "on_disconnect",
         "price_file",
+        "request_metadata",
         "route_prefix",
         "shutdown_grace",
         "upload_idle_timeout",
@@ -150,6 +152,9 @@ _OURS = frozenset(
     }
 )
 """The keys of ``general_settings`` of which a misspelling is a problem."""
+
+_OURS_OF_DEPLOYMENT = ("aws_session_tags", "on_disconnect")
+"""The same of ``litellm_params``."""
 
 
 _JOURNAL_MAX_BYTES = 1024 * 1024 * 1024
@@ -215,6 +220,7 @@ class _Configuration:
             price_file=self._price_file,
             ledger=self._ledger(),
             user_header=self._user_header(),
+            request_metadata=self._general.get("request_metadata", _identity_fields) or (),
             ca_bundle=ca_bundle,
             verify_tls=verify_tls,
             environment=self._environment,
@@ -351,14 +357,25 @@ class _Configuration:
             on_disconnect=params.get("on_disconnect", _on_disconnect) or on_disconnect,
             region_from_model=only_default,
             prices=prices,
+            session_tags=self._session_tags(params),
             base_model=self._base_model(params, info, model, region or ""),
         )
-        params.finish(litellm.LITELLM_PARAMS, ours=("on_disconnect",), others=LITELLM_KEYS)
+        params.finish(litellm.LITELLM_PARAMS, ours=_OURS_OF_DEPLOYMENT, others=LITELLM_KEYS)
         info.finish(litellm.MODEL_INFO, others=LITELLM_KEYS)
         item.finish(litellm.MODEL)
         if not (deployment.model_name and deployment.model_id and deployment.region):
             return None
         return deployment if identifier else self._with_id(deployment)
+
+    def _session_tags(self, params: Section) -> tuple[str, ...]:
+        tags = params.get("aws_session_tags", _identity_fields) or ()
+        if tags and ("aws_role_name" not in params or "aws_web_identity_token" in params):
+            params.problem(
+                "aws_session_tags",
+                "found tags for a session, expected them beside aws_role_name, and without "
+                "aws_web_identity_token (whose token holds its tags itself)",
+            )
+        return tags
 
     def _identifier(self, info: Section) -> str:
         identifier = info.get("id", _identifier)
@@ -830,6 +847,15 @@ def _not_bedrock(model: str, provider: str | None) -> str:
 
 def _on_disconnect(found: Found) -> OnDisconnect:
     return OnDisconnect(one_of(policy.value for policy in OnDisconnect)(found))
+
+
+def _identity_fields(found: Found) -> tuple[str, ...]:
+    """Some of the names under which AWS can be told whom a request is for."""
+    names = found.data if isinstance(found.data, list) else [Node(found.data, "", 0)]
+    for node in names:
+        if node.data not in IDENTITY_FIELDS:
+            raise Wrong(Found(node.data).shown, f"a list out of {', '.join(IDENTITY_FIELDS)}")
+    return tuple(dict.fromkeys(str(node.data) for node in names))
 
 
 def _key(found: Found) -> str:

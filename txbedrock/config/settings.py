@@ -118,6 +118,10 @@ class Settings:
     user_header: str | None = None
     """Lower-case name of a header that names the end user."""
 
+    request_metadata: tuple[str, ...] = ()
+    """What AWS is told in the metadata of requests, of
+    :data:`~txbedrock.core.identity.IDENTITY_FIELDS`."""
+
     ca_bundle: str | None = None
     """A PEM file of the authorities that are trusted instead of the usual ones."""
 

@@ -51,6 +51,9 @@ class CredentialSpec:
     region: str | None = None
     """Region of the STS calls; None: the deployment's own is not known."""
 
+    session_tags: tuple[tuple[str, str], ...] = ()
+    """For the session of the role: whom it is for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -88,6 +91,10 @@ class Deployment:
 
     prices: tuple[tuple[str, int], ...] = ()
     """Its own prices, in pico-USD by name (:mod:`~txbedrock.core.pricekeys`)."""
+
+    session_tags: tuple[str, ...] = ()
+    """What AWS is told in the tags of the role's session, of
+    :data:`~txbedrock.core.identity.IDENTITY_FIELDS`."""
 
     base_model: str | None = None
     """The model whose price it has, where :attr:`model_id` does not say so."""

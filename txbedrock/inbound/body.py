@@ -9,9 +9,9 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from typing import IO
+from typing import IO, TypeVar
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
@@ -26,6 +26,10 @@ _READ_SIZE = 128 * 1024
 
 # How much may wait for the disk before the client is asked to stop sending.
 _WRITE_BACKLOG = 1024 * 1024
+
+_one_edits = DeferredLock()
+
+T = TypeVar("T")
 
 
 class Body:
@@ -59,6 +63,7 @@ class Body:
         self._paused = False
         self._closed = False
         self._reads = 0
+        self._edits: list[Body] = []
         self._ended: Deferred[None] | None = None
         self._failure: Failure | None = None
         self.length = 0
@@ -155,6 +160,46 @@ class Body:
             return _BytesProducer(self._whole)
         return _FileProducer(self, self.length)
 
+    async def edited(self, edit: Callable[[bytes], bytes]) -> Body:
+        """
+        A copy that something was changed in. It is given back with this one.
+
+        A spooled one is in memory meanwhile, one at a time in the whole process.
+
+        :raises OSError: the disk did not take it.
+        """
+        body = Body()
+        if self._file is None:
+            body.write(edit(self._whole))
+            await body.complete()
+        else:
+            await _one_edits.run(self._edit_in_thread, edit, body)
+        self._edits.append(body)
+        if self._closed:
+            body.close()
+        return body
+
+    def _edit_in_thread(self, edit: Callable[[bytes], bytes], body: Body) -> Deferred[None]:
+        if self._file is None or self._closed:
+            return fail(OSError("the request body is gone: its client has left"))
+        self._reads += 1
+        file = self._file.fileno()
+
+        def in_thread() -> None:
+            data = edit(os.pread(file, self.length, 0))
+            body._hash.update(data)
+            body.length = len(data)
+            body._spooled = True
+            body._whole = data[:_IN_MEMORY]
+            body._append(data)
+
+        # The client may leave meanwhile; the file stays open until the thread is back.
+        edited: Deferred[None] = Deferred()
+        deferToThread(in_thread).addBoth(self._read_done).addCallbacks(
+            edited.callback, edited.errback
+        )
+        return edited
+
     def read(self, position: int) -> Deferred[bytes]:
         """The next piece of a spooled body, read in a thread."""
         if self._file is None or self._closed:
@@ -165,7 +210,7 @@ class Body:
             self._read_done
         )
 
-    def _read_done(self, result: bytes) -> bytes:
+    def _read_done(self, result: T) -> T:
         self._reads -= 1
         if self._closed:
             self._close_file()
@@ -174,6 +219,8 @@ class Body:
     def close(self) -> None:
         """Give back memory and disk."""
         self._closed = True
+        for body in self._edits:
+            body.close()
         self._whole = b""
         self._pieces.clear()
         self._unwritten.clear()

@@ -46,6 +46,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import CredentialSpec
+from txbedrock.core.identity import session_name as tagged_session_name
 
 __all__ = ["NO_VALID", "Failed", "Loaded", "Recipe", "in_words", "until"]
 
@@ -158,6 +159,7 @@ class Recipe:
     :ivar ready: credentials that need no loading.
     :ivar loads: whether :meth:`load` is to be called at all.
     :ivar optional: whether the gateway can do without what it loads.
+    :ivar tagged: whether it is one of many, for whom a session of the role is.
     :ivar words: for people.
     """
 
@@ -177,6 +179,10 @@ class Recipe:
         self._web_identity = _text(spec.web_identity_token)
         self._sts_endpoint_url = _text(spec.sts_endpoint_url)
         self._region = _text(spec.region)
+        self._tags = spec.session_tags
+        self.tagged = bool(self._tags)
+        if self._tags:
+            self._session_name = tagged_session_name(self._tags)
 
         api_key = _text(spec.api_key)
         static = self._key_id is not None or self._secret is not None
@@ -211,7 +217,9 @@ class Recipe:
                 base += f" in {self._web_identity}"
         else:
             base = "the AWS credential chain"
-        return f"role {self._role} by {base}" if self._role else base
+        if self._role:
+            base = f"role {self._role} by {base}"
+        return f"{base} for {self._session_name}" if self._tags else base
 
     def load(self) -> Loaded | Failed:
         """Get them. Blocks; never raises."""
@@ -265,7 +273,9 @@ class Recipe:
             if expiry is not None:
                 return Loaded(credentials, expires=expiry.timestamp())
             return Loaded(credentials, rereadable=base.method in _FILE_METHODS)
-        extra = {"RoleSessionName": self._session_name}
+        extra: dict[str, Any] = {"RoleSessionName": self._session_name}
+        if self._tags:
+            extra["Tags"] = [{"Key": key, "Value": value} for key, value in self._tags]
         if self._external_id is not None:
             extra["ExternalId"] = self._external_id
         fetcher = AssumeRoleCredentialFetcher(session.create_client, base, self._role, extra)

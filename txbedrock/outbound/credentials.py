@@ -51,6 +51,9 @@ _RETRY_MAX_S = 60.0
 # An upstream that refuses credentials may ask for new ones this often.
 _REFRESH_NOW_EVERY_S = 10.0
 
+# Sessions of roles with tags: one for each key that is in use.
+_MAX_TAGGED = 1000
+
 _STOP_GRACE_S = 1.0
 _MAX_THREADS = 32
 
@@ -86,7 +89,8 @@ class CredentialSource:
 
     _log = Logger()
 
-    def __init__(self, pool: CredentialPool, recipe: Recipe) -> None:
+    def __init__(self, pool: CredentialPool, spec: CredentialSpec, recipe: Recipe) -> None:
+        self.spec = spec
         self._pool = pool
         self._reactor = pool.reactor
         self._wall_clock = pool.wall_clock
@@ -99,6 +103,7 @@ class CredentialSource:
         self._alarmed = False
         self._running = False
         self._busy = False
+        self._used = False
         self._round = 0
         self._begun = float("-inf")
         self._timer: IDelayedCall | None = None
@@ -112,6 +117,17 @@ class CredentialSource:
         """Where the credentials come from, in words, without any secret."""
         return self._recipe.words
 
+    async def loaded(self) -> None:
+        """Wait until the first load has ended, whatever it brought."""
+        if self._busy and self._credentials is None and self._failure is None:
+            done: Deferred[None] = Deferred()
+            self._waiting.append(done)
+            done.addTimeout(self._pool.deadline_s, self._reactor)  # type: ignore[arg-type]
+            try:
+                await done
+            except DeferredTimeout:
+                pass
+
     def current(self, service: str) -> Credentials | BearerToken:
         """
         Those that are valid now. Never blocks.
@@ -120,6 +136,7 @@ class CredentialSource:
         :raises CredentialsUnavailable: there are none, or they have expired, or
             there is only an API key and the service does not take one.
         """
+        self._used = True
         if self._bearer is not None and service in _BEARER_SERVICES:
             return self._bearer
         if self._credentials is not None and self._wall_clock() < self._expires:
@@ -175,6 +192,14 @@ class CredentialSource:
         now = self._reactor.seconds()
         return self._running and not self._busy and now - self._begun >= _REFRESH_NOW_EVERY_S
 
+    def _renew(self) -> None:
+        """It is time to; but nobody renews what nobody uses, if it is one of many."""
+        if self._recipe.tagged and not self._used:
+            self._pool.forget(self)
+        else:
+            self._used = False
+            self._begin()
+
     def _begin(self) -> None:
         """One at a time: no timer runs while a load does."""
         if self._timer is not None and self._timer.active():
@@ -219,7 +244,7 @@ class CredentialSource:
         remaining = loaded.expires - self._wall_clock()
         if remaining != float("inf"):
             lead = min(_REFRESH_LEAD_S, remaining / 2) * self._pool.about_one()
-            self._timer = self._reactor.callLater(max(1.0, remaining - lead), self._begin)
+            self._timer = self._reactor.callLater(max(1.0, remaining - lead), self._renew)
             self._death = self._reactor.callLater(remaining, self._died)
         elif loaded.rereadable:
             delay = _REREAD_EVERY_S * self._pool.about_one()
@@ -246,7 +271,7 @@ class CredentialSource:
                 until=until(self._expires),
                 why=failed.reason,
             )
-        self._timer = self._reactor.callLater(delay, self._begin)
+        self._timer = self._reactor.callLater(delay, self._renew)
 
     def _died(self) -> None:
         remaining = self._expires - self._wall_clock()
@@ -331,6 +356,7 @@ class CredentialPool(Service):
         self._own_threads: _DaemonThreads | None = None
         self._session_name = f"txbedrock-{secrets.token_hex(4)}"
         self._sources: dict[CredentialSpec, CredentialSource] = {}
+        self._tagged: dict[CredentialSpec, None] = {}  # the last used at the end
         self._pending: set[CredentialSource] = set()
         self._deadline: IDelayedCall | None = None
         self._settled = False
@@ -339,11 +365,21 @@ class CredentialPool(Service):
             self.source(spec)
 
     def source(self, spec: CredentialSpec) -> CredentialSource:
-        """The source of these credentials; equal specs share one."""
+        """
+        The source of these credentials; equal specs share one.
+
+        Of those with session tags, of which there is one for each key, only the
+        ones in use are kept.
+        """
         found = self._sources.get(spec)
+        if spec.session_tags:
+            self._tagged.pop(spec, None)
+            self._tagged[spec] = None
         if found is None:
+            if len(self._tagged) > _MAX_TAGGED:
+                self.forget(self._sources[next(iter(self._tagged))])
             recipe = Recipe(spec, self._environ, self._session_name)
-            found = self._sources[spec] = CredentialSource(self, recipe)
+            found = self._sources[spec] = CredentialSource(self, spec, recipe)
             if self.running:
                 found.start()
         return found
@@ -380,6 +416,12 @@ class CredentialPool(Service):
         return None if threads is None else self._end(threads)
 
     # For the sources.
+
+    def forget(self, source: CredentialSource) -> None:
+        """Nobody uses it; who comes back gets a new one."""
+        source.stop()
+        del self._tagged[source.spec]
+        del self._sources[source.spec]
 
     def about_one(self) -> float:
         """A random number from 0.9 to 1.1."""
