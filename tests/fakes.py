@@ -23,7 +23,8 @@ from txbedrock.core.deployments import CredentialSpec, Deployment
 from txbedrock.core.entries import LedgerEntry
 from txbedrock.interfaces import ExchangeRecord
 from txbedrock.logs import text_format
-from txbedrock.service import GatewayService, build
+from txbedrock.service import GatewayService
+from txbedrock.wiring import build
 
 KEY = "sk-planted-master-key"
 SECRET = "planted-aws-secret"

@@ -103,7 +103,7 @@ class ImportTests(SynchronousTestCase):
         self.assertIn("txbedrock.errors", self.imports["txbedrock.core.replies"])
         self.assertIn("txbedrock.inbound.site", self.imports["txbedrock.inbound.proxy"])
         self.assertIn("twisted.web", self.imports["txbedrock.inbound.site"])
-        self.assertIn("txbedrock.data", self.imports["txbedrock.service"])
+        self.assertIn("txbedrock.data", self.imports["txbedrock.wiring"])
 
     def test_core(self) -> None:
         """The core is pure: only the standard library, errors and itself."""
@@ -144,11 +144,13 @@ class ImportTests(SynchronousTestCase):
         self.assert_only("sandbox", "core", "errors", "data", "listening", "")
 
     def test_nothing_imports_the_top(self) -> None:
-        """Nothing imports the command line, and only it imports the service."""
+        """Nothing imports the command line, only it the wiring, only that the service."""
         for name, imports in self.imports.items():
             self.assertNotIn("txbedrock.tap", imports, name)
             self.assertNotIn("txbedrock.sandbox.tap", imports, name)
             if name != "txbedrock.tap":
+                self.assertNotIn("txbedrock.wiring", imports, name)
+            if name != "txbedrock.wiring":
                 self.assertNotIn("txbedrock.service", imports, name)
 
     def test_tests_stay_outside(self) -> None:

@@ -23,7 +23,7 @@ from txbedrock.config.summary import summary
 from txbedrock.errors import ConfigError
 from txbedrock.logs import LazyFileObserver, Redaction
 from txbedrock.outbound.chain import in_words
-from txbedrock.service import build
+from txbedrock.wiring import build
 
 __all__ = ["Options", "makeService"]
 

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from typing import Any
 
 import trustme
@@ -252,6 +254,21 @@ class StartTests(ProgramTestCase):
             await self.stop(child)
             self.assertEqual(child.err, "")
             self.assert_life(self.messages(child.out))
+
+    async def test_newer_database(self) -> None:
+        """A database that a newer version has upgraded is left alone, and the program ends."""
+        self.configure()
+        child = self.start()
+        await self.ready(child)
+        await self.stop(child)
+        with closing(sqlite3.connect(self.path("txbedrock.db"))) as database:
+            database.execute("INSERT INTO txbedrock_schema VALUES (9000, 'later', 0)")
+            database.commit()
+        child = self.start()
+        await self.end(child, 1)
+        self.assertEqual(len(child.err.splitlines()), 1, child.err)
+        self.assertRegex(child.err, r"^bedrockproxy: the database: .* at step 9000 .* or a newer one")
+        self.assertEqual(self.files(), ["config.yaml"])
 
     async def test_json(self) -> None:
         """--log-format json: every line is an object, requests and refusals included."""

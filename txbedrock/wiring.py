@@ -1,0 +1,190 @@
+"""
+Making all parts of the gateway out of its settings, and joining them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+
+from txbedrock import data
+from txbedrock.accounting import Accounts, InLedger
+from txbedrock.config import Settings, load_prices
+from txbedrock.core.endpoints import Endpoints
+from txbedrock.core.models import Models
+from txbedrock.core.operations import Operations
+from txbedrock.core.pricing import PriceTable
+from txbedrock.errors import ConfigError
+from txbedrock.exchange import DrainLimits, Gateway
+from txbedrock.inbound.admin.metrics import MetricsResource
+from txbedrock.inbound.admin.spend import spend_resources
+from txbedrock.inbound.proxy import ProxyResource
+from txbedrock.inbound.root import resource_tree
+from txbedrock.inbound.site import ClientLimits, Site
+from txbedrock.interfaces import IExchangeLog, IKeyStore
+from txbedrock.logs import AccessLog
+from txbedrock.metrics import CONTENT_TYPE, Metrics
+from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
+from txbedrock.outbound.client import ForwardingClient
+from txbedrock.outbound.credentials import CredentialPool
+from txbedrock.outbound.upstream import Upstream
+from txbedrock.service import GatewayService, KeptLedger
+from txbedrock.signer import Signer
+from txbedrock.storage.keys import AnyKey, MasterKey
+
+__all__ = ["build"]
+
+
+def _always() -> None:
+    """Nothing is kept, so nothing can be lost."""
+
+
+def build(
+    settings: Settings,
+    reactor: Any,
+    listen: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    logs: Sequence[IExchangeLog] = (),
+    observer: object = None,
+    program: bool = False,
+    wall_clock: Callable[[], float] = time.time,
+) -> GatewayService:
+    """
+    Make the parts and join them.
+
+    :param environ: what AWS credentials are looked up in.
+    :param logs: who keeps the records of exchanges; the log by default.
+    :param observer, program: see :class:`GatewayService`.
+    """
+    limits = settings.limits
+    known = {deployment.credentials for deployment in settings.deployments}
+    if settings.default is not None:
+        known.add(settings.default.credentials)
+    credentials = CredentialPool(
+        reactor, known, environ=environ, deadline_s=limits.credentials_timeout_s
+    )
+    pool = Pool(
+        reactor,
+        max_idle=limits.max_idle_connections,
+        connect_timeout_s=limits.connect_timeout_s,
+    )
+    policy = https_policy(settings.ca_bundle, settings.verify_tls)
+    agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
+    kept = None if settings.ledger is None else KeptLedger(settings.ledger, reactor)
+    keys: IKeyStore = MasterKey(settings.master_key) if settings.master_key else AnyKey()
+    models = Models(settings.deployments, settings.model_group_alias, settings.default)
+    user_header = None if settings.user_header is None else settings.user_header.encode()
+    metrics = Metrics(
+        {
+            "txbedrock_connections": ("Of clients", lambda: service.site.connections),
+            "txbedrock_exchanges_in_flight": (
+                "Exchanges, drained ones included",
+                lambda: gateway.in_flight,
+            ),
+            **({} if kept is None else kept.gauges()),
+        }
+    )
+    kept_in = [] if kept is None else [InLedger(kept.ledger)]
+    accounts = Accounts(
+        load_prices(settings.price_file), [*kept_in, metrics, *(logs or [AccessLog()])]
+    )
+    gateway = Gateway(
+        keys=keys,
+        operations=Operations(data.load("operations")),
+        models=models,
+        signer=Signer(
+            Endpoints(
+                data.load("partitions"),
+                overrides=settings.endpoint_urls,
+                use_fips=settings.use_fips,
+                use_dualstack=settings.use_dualstack,
+            ),
+            credentials,
+            first_byte_s=limits.first_byte_timeout_s,
+            wall_clock=wall_clock,
+            user_header=user_header,
+            request_metadata=settings.request_metadata,
+        ),
+        upstream=Upstream(
+            ForwardingClient(agent),
+            reactor,
+            idle_timeout_s=limits.idle_timeout_s,
+            stalled_client_timeout_s=limits.stalled_client_timeout_s,
+        ),
+        accounts=accounts,
+        admit=_always if kept is None else kept.admit,
+        user_header=user_header,
+        drain=DrainLimits(limits.drain_max_bytes, limits.drain_max_s),
+        wall_clock=wall_clock,
+    )
+
+    def management(hint: str) -> dict[bytes, Resource]:
+        return {
+            b"metrics": MetricsResource(keys, lambda: (metrics.render(), CONTENT_TYPE)),
+            **spend_resources(
+                keys,
+                None if kept is None else kept.ledger,
+                lambda model, usage: accounts.would_cost(models, model, usage),
+                hint,
+            ),
+        }
+
+    def site(is_ready: Callable[[], bool]) -> Site:
+        return Site(
+            resource_tree(
+                lambda segments: ProxyResource(gateway.serve, segments),
+                settings.route_prefix,
+                is_ready,
+                management,
+            ),
+            reactor,
+            ClientLimits(
+                max_request_body=limits.max_request_body,
+                header_timeout_s=limits.header_timeout_s,
+                upload_idle_timeout_s=limits.upload_idle_timeout_s,
+            ),
+            wall_seconds=wall_clock,
+            route_prefix=settings.route_prefix.encode(),
+        )
+
+    service = GatewayService(
+        reactor,
+        listen,
+        site=site,
+        gateway=gateway,
+        credentials=credentials,
+        pool=pool,
+        ledger=kept,
+        reload=lambda: _reload_prices(accounts, settings.price_file),
+        shutdown_grace_s=limits.shutdown_grace_s,
+        notices=settings.notices,
+        observer=observer,
+        program=program,
+    )
+    return service
+
+
+def _reload_prices(accounts: Accounts, path: str | None) -> None:
+    """Read the prices again; what is wrong with them leaves the old ones in place."""
+    log = Logger("txbedrock.prices")
+
+    def loaded(table: PriceTable) -> None:
+        accounts.prices = table
+        log.info("prices are those of version {version}", version=table.version)
+
+    def failed(failure: Failure) -> None:
+        failure.trap(ConfigError)
+        for problem in failure.value.problems:  # type: ignore[union-attr]
+            log.error("the prices stay as they are: {problem}", problem=problem)
+
+    reading: Deferred[PriceTable] = deferToThread(load_prices, path)
+    reading.addCallbacks(loaded, failed)
+    reading.addErrback(lambda failure: log.failure("reading the prices failed", failure))
