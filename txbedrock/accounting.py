@@ -4,15 +4,19 @@ What an exchange used and what it costs -> one line of the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from twisted.logger import Logger
 
+from txbedrock.core.auth import Principal
 from txbedrock.core.entries import LedgerEntry
-from txbedrock.core.meter import meter_for
+from txbedrock.core.hints import request_hints
+from txbedrock.core.meter import Meter, meter_for
 from txbedrock.core.models import Choice, Models
 from txbedrock.core.operations import Match
-from txbedrock.core.pricing import NOT_BILLED, Cost, PriceTable, cost
+from txbedrock.core.pricing import NOT_BILLED, Cost, Price, PriceTable, RequestHints, cost
 from txbedrock.core.usage import Source, Usage
 from txbedrock.errors import ProxyError
 from txbedrock.interfaces import (
@@ -27,6 +31,7 @@ from txbedrock.interfaces import (
 __all__ = ["Accounts", "InLedger"]
 
 _UNKNOWN_USAGE = Usage()
+_NOBODY = Principal("")
 
 # Models without a price are reported once each; a client may invent their ids.
 _MAX_REPORTED = 1000
@@ -38,28 +43,42 @@ class Accounts:
 
     :param prices: may be replaced while the gateway runs.
     :param logs: who keeps the records, in this order.
+    :param wall_clock: POSIX seconds.
     """
 
     _log = Logger()
 
-    def __init__(self, prices: PriceTable, logs: Sequence[IExchangeLog]) -> None:
+    def __init__(
+        self,
+        prices: PriceTable,
+        logs: Sequence[IExchangeLog],
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.prices = prices
         self._logs = logs
+        self._now = wall_clock
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
 
     def meter(
         self, request: InboundRequest, match: Match, choice: Choice, response: IUpstreamResponse
     ) -> IMeter:
         """What looks on while an answer passes."""
-        return meter_for(
+        meter = meter_for(
             match.operation,
-            choice.model_id,
+            _names(choice),
             response.status,
             response.headers,
             method=request.method,
             raw_path=request.raw_path,
             request_body=request.body.start,
         )
+        if match.operation.name == "InvokeModel" and response.status < 400:
+            # A client that leaves takes its request with it.
+            price = self.price_of(choice, choice.model_id)
+            if price is not None and "images" in price.hinted:
+                meter.hints = _read_hints(request, choice)
+        return meter
 
     def price(self, record: ExchangeRecord) -> Cost:
         """What an exchange cost whose answer has been seen to its end, or as far as it came."""
@@ -77,14 +96,46 @@ class Accounts:
             return cost(None, usage) if record.maybe_billed else NOT_BILLED
         if usage.source is Source.NONE:
             return NOT_BILLED
-        deployment = choice.deployment
         model_id = choice.model_id or usage.model
         if not model_id:
-            return cost(self.prices.guardrails(deployment.prices), usage)
-        price = self.prices.price(
-            model_id, choice.region, deployment.prices, deployment.base_model, usage.model
+            return cost(self.prices.guardrails(choice.deployment.prices), usage)
+        price = self.price_of(choice, model_id, usage.model)
+        if price is None or not price.hinted:
+            return cost(price, usage)
+        return cost(price, usage, self._hints(record, choice, price, usage))
+
+    def price_of(self, choice: Choice, model_id: str, invoked: str = "") -> Price | None:
+        """
+        The prices of a deployment's model.
+
+        :param model_id: of the choice; where that has none, what stands for it.
+        :param invoked: the model that the answer names, where it names one.
+        :returns: None if there are none.
+        """
+        deployment = choice.deployment
+        return self.prices.price(
+            model_id, choice.region, deployment.prices, deployment.base_model, invoked
         )
-        return cost(price, usage)
+
+    def _hints(
+        self, record: ExchangeRecord, choice: Choice, price: Price, usage: Usage
+    ) -> RequestHints:
+        """What a price depends on besides the usage."""
+        hints = record.meter.hints if isinstance(record.meter, Meter) else None
+        if hints is None:
+            if any(unit in price.hinted for unit, _ in usage.units):
+                hints = _read_hints(record.request, choice)
+            else:
+                hints = _NO_HINTS
+        if "duration_ms" in price.hinted:
+            hints = replace(hints, duration_ms=self._duration_ms(record))
+        return hints
+
+    def _duration_ms(self, record: ExchangeRecord) -> int:
+        """From the whole request to the end of the answer, which may be just now."""
+        received = record.request.received
+        ended = received + record.duration_s if record.duration_s else self._now()
+        return max(1, round((ended - (record.request.complete or received)) * 1000))
 
     def would_cost(self, models: Models, model: str, usage: Usage) -> Cost:
         """
@@ -94,11 +145,7 @@ class Accounts:
         :raises ProxyError: there is no such model here.
         """
         choice = models.resolve(model).choices[0]
-        deployment = choice.deployment
-        price = self.prices.price(
-            choice.model_id, choice.region, deployment.prices, deployment.base_model
-        )
-        return cost(price, usage)
+        return cost(self.price_of(choice, choice.model_id), usage)
 
     def settle(self, record: ExchangeRecord) -> None:
         """Price an exchange that is over and hand it to those who keep it."""
@@ -135,7 +182,7 @@ class Accounts:
 
     def _entry(self, record: ExchangeRecord, usage: Usage, costs: Cost) -> LedgerEntry:
         request, match, choice = record.request, record.match, record.choice
-        principal, said = record.principal, record.attribution
+        principal, said = record.principal or _NOBODY, record.attribution
         started_us = round(request.received * 1e6)
         first_byte_s = record.first_byte_s
         return LedgerEntry(
@@ -144,10 +191,10 @@ class Accounts:
             first_byte_us=0 if first_byte_s is None else started_us + round(first_byte_s * 1e6),
             ended_us=started_us + round(record.duration_s * 1e6),
             aws_request_id=record.upstream_request_id,
-            key_hash="" if principal is None else principal.key_hash,
-            key_alias="" if principal is None else principal.alias,
-            user_id="" if principal is None else principal.user_id,
-            team_id="" if principal is None else principal.team_id,
+            key_hash=principal.key_hash,
+            key_alias=principal.alias,
+            user_id=principal.user_id,
+            team_id=principal.team_id,
             end_user=said.end_user,
             tags=said.tags,
             session_id=said.session_id,
@@ -160,7 +207,7 @@ class Accounts:
             region="" if choice is None else choice.region,
             attempts=record.attempts,
             status=record.status,
-            outcome=record.outcome.value,
+            outcome=record.outcome._value_,  # .value is a call
             error=record.error,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
@@ -169,7 +216,7 @@ class Accounts:
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
             units=dict(usage.units),
             tier=usage.tier,
-            usage_source=usage.source.value,
+            usage_source=usage.source._value_,
             problem=usage.problem,
             cost_picousd=costs.picousd,
             price_id=costs.price_id,
@@ -177,6 +224,19 @@ class Accounts:
             bytes_up=record.bytes_up,
             bytes_down=record.bytes_down,
         )
+
+
+_NO_HINTS = RequestHints()
+
+
+def _read_hints(request: InboundRequest, choice: Choice) -> RequestHints:
+    return request_hints(_names(choice), request.body.start())
+
+
+def _names(choice: Choice) -> str:
+    """The model's id, and that of the one which it stands for."""
+    base_model = choice.deployment.base_model
+    return choice.model_id if base_model is None else f"{choice.model_id} {base_model}"
 
 
 class InLedger:

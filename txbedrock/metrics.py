@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -72,7 +72,8 @@ class _Series:
     __slots__ = ("duration", "first_byte", "outcomes", "picousd", "tokens", "units", "unpriced")
 
     def __init__(self) -> None:
-        self.outcomes: dict[tuple[str, str], int] = defaultdict(int)
+        self.outcomes: dict[tuple[str, int], int] = defaultdict(int)
+        """By how it ended, and the first digit of the status."""
         self.tokens = [0] * len(_TOKEN_KINDS)
         self.units: dict[str, int] = defaultdict(int)
         self.picousd = 0
@@ -90,7 +91,7 @@ class Metrics(Collector):
 
     def __init__(self, gauges: dict[str, tuple[str, Gauge]]) -> None:
         self._gauges = gauges
-        self._series: dict[tuple[str, str, str], _Series] = defaultdict(_Series)
+        self._series: dict[tuple[str, str, str, str], _Series] = defaultdict(_Series)
         self._errors: dict[tuple[str, str], int] = defaultdict(int)
         self._codes: set[str] = set()
         self._overhead = _Histogram(_MICROSECONDS)
@@ -102,11 +103,9 @@ class Metrics(Collector):
         """Count an exchange that is settled."""
         entry, choice = record.entry, record.choice
         assert entry is not None
-        deployment = "" if choice is None else choice.deployment.id
-        model = (choice.deployment.model_name or _DIRECT) if choice is not None else ""
-        operation = f"{entry.service}:{entry.operation}" if entry.operation else ""
-        series = self._series[operation, model, deployment]
-        series.outcomes[entry.outcome, _status_class(entry.status)] += 1
+        model = "" if choice is None else choice.deployment.model_name or _DIRECT
+        series = self._series[entry.service, entry.operation, model, entry.deployment]
+        series.outcomes[entry.outcome, entry.status // 100] += 1
         if entry.usage_source != "unknown":
             tokens = series.tokens
             tokens[0] += entry.input_tokens
@@ -114,8 +113,9 @@ class Metrics(Collector):
             tokens[2] += entry.cache_read_tokens
             tokens[3] += entry.cache_write_5m_tokens
             tokens[4] += entry.cache_write_1h_tokens
-            for name, count in entry.units.items():
-                series.units[name] += count
+            if entry.units:
+                for name, count in entry.units.items():
+                    series.units[name] += count
         if entry.cost_picousd is None:
             series.unpriced += 1
         else:
@@ -164,8 +164,9 @@ class Metrics(Collector):
         for name, (text, value) in self._gauges.items():
             yield GaugeMetricFamily(name, text, value=value())
 
-    def _rows(self) -> Iterable[tuple[tuple[str, str, str], _Series]]:
-        return self._series.items()
+    def _rows(self) -> Iterator[tuple[tuple[str, str, str], _Series]]:
+        for (service, operation, model, deployment), series in self._series.items():
+            yield (f"{service}:{operation}" if operation else "", model, deployment), series
 
     def _exchanges(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -174,8 +175,9 @@ class Metrics(Collector):
             labels=("operation", "model", "deployment", "outcome", "status"),
         )
         for labels, series in self._rows():
-            for ending, count in series.outcomes.items():
-                requests.add_metric((*labels, *ending), count)
+            for (outcome, hundreds), count in series.outcomes.items():
+                status = f"{hundreds}xx" if hundreds else "none"
+                requests.add_metric((*labels, outcome, status), count)
         yield requests
 
     def _costs(self) -> Iterator[Metric]:
@@ -221,7 +223,3 @@ class Metrics(Collector):
         )
         overhead.add_metric((), self._overhead.buckets(), self._overhead.total)
         yield overhead
-
-
-def _status_class(status: int) -> str:
-    return f"{status // 100}xx" if status else "none"

@@ -380,6 +380,15 @@ class UnknownTests(SynchronousTestCase):
         xl1 = shipped("stability.stable-diffusion-xl-v1")
         found = cost(xl1, used(images=1), RequestHints(2048, 2048, 50))
         self.assertEqual((found.picousd, found.missing), (None, ("output_image",)))
+        # Another shape of as many pixels, not of more; and never of one side alone.
+        for width, height, steps, expected in (
+            (1536, 640, 50, 40_000_000_000),
+            (640, 1536, 51, 80_000_000_000),
+            (1344, 832, 50, None),
+            (1536, 0, 50, None),
+        ):
+            found = cost(xl1, used(images=1), RequestHints(width, height, steps))
+            self.assertEqual(found.picousd, expected, (width, height))
 
     def test_searches(self) -> None:
         """A search whose size decides and is not known."""
@@ -452,6 +461,7 @@ class PropertyTests(SynchronousTestCase):
         st.builds(
             RequestHints,
             *[st.integers(0, 2000)] * 3,
+            st.sampled_from([None, False, True]),
             search_context=st.sampled_from(["", "low", "odd"]),
             duration_ms=st.integers(0, 999),
         ),
@@ -636,6 +646,16 @@ class LookUpTests(SynchronousTestCase):
         price = TABLE.price(COMMITTED, "", (("input", 2), ("output", 3)))
         self.assertEqual(cost(price, used(5, 5)).picousd, 25)
 
+    def test_time_alone(self) -> None:
+        """Where nothing but time is billed it does not matter what else was used."""
+        price = shipped(COMMITTED)
+        hints = RequestHints(duration_ms=2000)
+        self.assertEqual(cost(price, Usage(), hints), Cost(35_000_000_000, COMMITTED))
+        self.assertEqual(cost(price, Usage()).missing, ("second",))
+        self.assertEqual(cost(price, Usage(source=Source.NONE), hints), NOT_BILLED)
+        both = one((("input", 3), ("second", 1000)))
+        self.assertEqual(cost(both, Usage(), hints).missing, ("usage",))
+
     def test_own_images(self) -> None:
         """One price for an image takes the place of all of the table's sizes."""
         price = TABLE.price(SDXL, "", (("output_image", 9),))
@@ -653,15 +673,31 @@ class LookUpTests(SynchronousTestCase):
             )
         )
         for width, height, premium, expected in [
-            (0, 0, False, 1),
-            (0, 0, True, 2),
+            (0, 0, False, None),
+            (0, 0, True, None),
+            (512, 0, False, None),
+            (512, 512, None, None),
             (512, 512, False, 1),
+            (512, 512, True, 2),
             (384, 576, False, 1),
             (512, 513, False, 3),
             (1024, 1024, True, 4),
         ]:
             hints = RequestHints(width, height, premium=premium)
             self.assertEqual(cost(price, used(images=1), hints).picousd, expected)
+        price = one((("output_image", 1), ("output_image_premium", 2)))
+        for hints, expected in (
+            (RequestHints(premium=False), 1),
+            (RequestHints(premium=True), 2),
+            (RequestHints(), None),
+            (None, None),
+        ):
+            found = cost(price, used(images=3), hints)
+            self.assertEqual(found.picousd, expected and 3 * expected)
+            self.assertEqual(found.missing, () if expected else ("output_image",))
+        # What is not known makes no difference here.
+        price = one((("output_image", 4), ("output_image_premium", 4)))
+        self.assertEqual(cost(price, used(images=1)).picousd, 4)
         price = one((("output_image", 1), ("output_image_above_1024", 5)))
         hints = RequestHints(1025, 1024, premium=True)
         self.assertEqual(cost(price, used(images=1), hints).picousd, 5)

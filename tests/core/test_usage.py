@@ -821,6 +821,72 @@ FAMILIES = [
         dump({"data": [{"embedding": [0.25, 0.5]}]}),
         Usage(),
     ),
+    *(
+        Row(
+            f"twelvelabs marengo, of {request}",
+            "InvokeModel",
+            dump({"data": [{"embedding": [0.25, 0.5]}]}),
+            Usage(units=units, source=Source.REQUEST if units else Source.UNKNOWN),
+            model="us.twelvelabs.marengo-embed-3-0-v1:0",
+            options={"request_body": lambda request=request: dump(request)},
+        )
+        for request, units in (
+            ({"inputType": "text", "text": {"inputText": "a"}}, (("queries", 1),)),
+            ({"inputText": '"inputType": "image"', "inputType": "text"}, (("queries", 1),)),
+            ({"inputType": "image", "mediaSource": {}}, (("input_images", 1),)),
+            ({"inputType": "text_image", "text_image": {}}, ()),
+            ({"inputType": "video", "mediaSource": {}}, ()),
+        )
+    ),
+    *(
+        Row(
+            f"titan's multimodal embedding, of {request[:80]!r}",
+            "InvokeModel",
+            dump({"embedding": [0.25], "inputTextTokenCount": tokens, "message": None}),
+            Usage(tokens, units=units, source=BODY),
+            model="amazon.titan-embed-image-v1",
+            options={"request_body": lambda request=request: request},
+        )
+        for request, tokens, units in (
+            (dump({"inputText": '"inputImage": "a"'}), 6, ()),
+            (dump({"inputText": "a", "inputImage": "iVBO"}), 1, (("input_images", 1),)),
+            (b'{"inputImage" : "' + b"iVBO" * 100, 0, (("input_images", 1),)),
+            (dump({"inputText": "a", "inputImage": None}), 1, ()),
+        )
+    ),
+    *(
+        Row(
+            f"nova's multimodal embedding, of {params}",
+            "InvokeModel",
+            dump({"embeddings": [{"embedding": [0.25]}], "inputTokenCount": 0}),
+            Usage(units=units, source=BODY),
+            model="amazon.nova-2-multimodal-embeddings-v1:0",
+            options={
+                "request_body": lambda params=params: dump(
+                    {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": params}
+                )
+            },
+        )
+        for params, units in (
+            ({"text": {"value": "a"}}, ()),
+            ({"image": {"format": "png", "source": {"bytes": "iVBO"}}}, (("input_images", 1),)),
+            ({"image": {"detailLevel": "STANDARD_IMAGE"}}, (("input_images", 1),)),
+            # Dearer, and nobody has a price for it.
+            ({"image": {"detailLevel": "DOCUMENT_IMAGE"}}, (("document_images", 1),)),
+            ({"audio": {"format": "mp3"}}, (("audio", 1),)),
+            ({"video": {"format": "mp4"}, "text": {"value": "a"}}, (("video", 1),)),
+        )
+    ),
+    Row(
+        "nova's multimodal embedding: an image too long to be at hand",
+        "InvokeModel",
+        dump({"embeddings": [{"embedding": [0.25]}], "inputTokenCount": 0}),
+        Usage(units=(("document_images", 1),), source=BODY),
+        model="amazon.nova-2-multimodal-embeddings-v1:0",
+        options={
+            "request_body": lambda: b'{"singleEmbeddingParams":{"image":{"source":{"bytes":"iVBO'
+        },
+    ),
     Row(
         "invoke, guardrail",
         "InvokeModel",
@@ -951,6 +1017,23 @@ def rerank(documents: int) -> bytes:
     )
 
 
+REEL = "amazon.nova-reel-v1:1"
+
+
+def filmed(task: str, seconds: object, shots: int = 0, model: str = REEL) -> bytes:
+    """A request to StartAsyncInvoke."""
+    asked: dict[str, Any] = {
+        "taskType": task,
+        "textToVideoParams": {"text": '"durationSeconds": 120', "images": [{"source": {}}]},
+        "videoGenerationConfig": {"fps": 24, "dimension": "1280x720"},
+    }
+    if seconds is not None:
+        asked["videoGenerationConfig"]["durationSeconds"] = seconds
+    if shots:
+        asked["multiShotManualParams"] = {"shots": [{"text": "a", "image": {}}] * shots}
+    return dump({"modelId": model, "modelInput": asked, "outputDataConfig": {"x": "y" * 50}})
+
+
 RANKED = dump({"results": [{"index": 3, "relevanceScore": 0.87}]})
 
 OTHERS = [
@@ -1000,6 +1083,36 @@ OTHERS = [
         "StartAsyncInvoke",
         dump({"invocationArn": "arn:aws:bedrock:us-east-1:1:async-invoke/x"}),
         Usage(),
+    ),
+    *(
+        Row(
+            f"async invoke, {says}",
+            "StartAsyncInvoke",
+            dump({"invocationArn": "arn:aws:bedrock:us-east-1:1:async-invoke/x"}),
+            Usage(
+                units=(("output_video_ms", ms),) if ms else (),
+                model=model,
+                source=Source.REQUEST if ms else Source.UNKNOWN,
+            ),
+            options={"request_body": lambda request=request: request},
+        )
+        for says, request, model, ms in (
+            ("one shot", filmed("TEXT_VIDEO", 6), REEL, 6_000),
+            ("two minutes", filmed("MULTI_SHOT_AUTOMATED", 120), REEL, 120_000),
+            ("3 shots of 6 seconds", filmed("MULTI_SHOT_MANUAL", None, 3), REEL, 18_000),
+            ("the shots decide", filmed("MULTI_SHOT_MANUAL", 120, 2), REEL, 12_000),
+            ("no length", filmed("TEXT_VIDEO", None), REEL, 0),
+            ("no shots", filmed("MULTI_SHOT_MANUAL", 6), REEL, 0),
+            ("no number", filmed("TEXT_VIDEO", "6"), "", 0),
+            ("not whole", filmed("MULTI_SHOT_MANUAL", None, 3)[:-30], REEL, 0),
+            (
+                "of another model",
+                filmed("TEXT_VIDEO", 6, model="luma.ray-v2:0"),
+                "luma.ray-v2:0",
+                0,
+            ),
+            ("no JSON", b"modelId=amazon.nova-reel-v1:1", "", 0),
+        )
     ),
     Row(
         "rerank: 100 documents are one query",
@@ -1363,6 +1476,43 @@ class BadInputTests(SynchronousTestCase):
             usage = converse(b'{"inputTokens":7,"outputTokens":%b}' % bad)
             self.assertEqual((usage.input_tokens, usage.output_tokens), (7, 0), bad)
             self.assertEqual(usage.problem, "outputTokens is not a count", bad)
+
+    def test_requests(self) -> None:
+        """
+        Whatever a client asks for, its request is read without an error, cut or not,
+        and a model's name that is no name is none.
+        """
+        rubbish: list[bytes] = [
+            b"",
+            b"null",
+            b"[]",
+            b'"a"',
+            b"\xff\xfe",
+            b"[" * 5000,
+            b'{"a":' * 5000,
+        ]
+        for member in (
+            b"modelId",
+            b"modelInput",
+            b"singleEmbeddingParams",
+            b"inputType",
+        ):
+            for value in (b"null", b"7", b'"\xff"', b"[[]]", b'{"image":7}', b'{"taskType":{}}'):
+                rubbish.append(b'{"%b":%b}' % (member, value))
+        rubbish.append(dump({"modelId": "a" * 5000}))
+        whole = filmed("MULTI_SHOT_MANUAL", None, 2)
+        rubbish += [whole[:end] for end in range(0, len(whole), 3) if end < 30]
+        for operation, model in (
+            ("StartAsyncInvoke", ""),
+            ("InvokeModel", "amazon.titan-embed-image-v1"),
+            ("InvokeModel", "twelvelabs.marengo-embed-2-7-v1:0"),
+            ("InvokeModel", "amazon.nova-2-multimodal-embeddings-v1:0"),
+            ("InvokeModel", "cohere.rerank-v3-5:0"),
+        ):
+            for body in rubbish:
+                row = Row("", operation, b"{}", Usage(), model=model)
+                row.options["request_body"] = lambda body=body: body
+                self.assertEqual(row.meter().usage(), Usage(), (operation, model, body[:80]))
 
     def test_limits(self) -> None:
         """

@@ -97,6 +97,17 @@ class AppendTests(JournalTestCase):
         self.assertEqual(read, kept)
         self.assertEqual(journal.append(entry(2, end_user="\0")).end_user, "\ufffd")
 
+    def test_after_a_longer_one(self) -> None:
+        """Nothing of a line is in the next one, and what is no NUL stays as it is."""
+        journal = self.open()
+        texts = ("x" * 400, "", r"\u0000", "\n\\" * 50, "a", "\ud800", "b")
+        written = [
+            journal.append(entry(number, end_user=text)) for number, text in enumerate(texts)
+        ]
+        span = journal.folder.span(Position(0, 0), journal.position)
+        self.assertEqual(span.read(100).entries, written)
+        self.assertEqual([one.end_user for one in written], [*texts[:5], "?", "b"])
+
     def test_segments(self) -> None:
         """A segment that has grown is followed by another; those done with go."""
         journal = self.open(segment_bytes=2000)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -72,6 +73,11 @@ class _Body(msgspec.Struct):
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
+@cache
+def _wanted_with(user_header: bytes) -> frozenset[bytes]:
+    return _WANTED | {user_header}
+
+
 def attribution(
     headers: HeaderList, raw_path: bytes, body: bytes, user_header: bytes | None = None
 ) -> Attribution:
@@ -82,9 +88,10 @@ def attribution(
     :param user_header: lower-case name of a further header that names the end user.
     """
     found: dict[bytes, bytes] = {}
+    wanted = _WANTED if user_header is None else _wanted_with(user_header)
     for name, value in headers:
         lower = name.lower()
-        if lower in _WANTED or lower == user_header:
+        if lower in wanted:
             found.setdefault(lower, value)
     hinted = len(body) <= _MAX_BODY and _HINT(body) is not None
     agent = _AGENT_SESSION.match(raw_path) if raw_path.startswith(b"/agents/") else None

@@ -17,6 +17,7 @@ from binascii import a2b_base64
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -25,8 +26,10 @@ from .eventstream import FrameScanner, Selection
 from .excerpt import Excerpt, Wanted
 from .headers import HeaderList
 from .operations import Operation
+from .pricing import RequestHints
 from .usage import (
     MAX_COUNT,
+    READ_REQUESTS,
     Readable,
     Source,
     Tally,
@@ -39,7 +42,6 @@ from .usage import (
     read_guardrail,
     read_guardrail_checks,
     read_openai,
-    read_ranking,
     tier_name,
 )
 
@@ -57,8 +59,6 @@ _LINE_BYTES = 32 * 1024
 _FIRST, _LAST = 2, 8
 """How many chunks of an InvokeModel stream are kept."""
 
-_EVENT_STREAM = b"application/vnd.amazon.eventstream"
-_SSE = b"text/event-stream"
 _JSON = re.compile(rb"\s*application/(?:[\w.-]+\+)?json\b", re.IGNORECASE)
 
 
@@ -70,7 +70,9 @@ class Meter:
     :param scanner: of an event stream whose frames can be told apart.
     """
 
-    __slots__ = ("_scanner", "_tally")
+    hints: RequestHints | None = None
+    """What the request asked for, where the price depends on it and whoever asks
+    for the price may do so when the request is gone."""
 
     def __init__(self, tally: Tally, scanner: FrameScanner | None = None) -> None:
         self._tally = tally
@@ -102,8 +104,6 @@ _NOTHING = Usage(source=Source.NONE)
 class _Free(Meter):
     """Of an answer for which there is nothing to pay."""
 
-    __slots__ = ()
-
     def usage(self) -> Usage:
         return _NOTHING
 
@@ -111,7 +111,8 @@ class _Free(Meter):
 class _Reading(Meter):
     """Common to those that read."""
 
-    __slots__ = ("_inflate", "_readable", "_stopped", "_usage")
+    _stopped = False
+    _usage: Usage | None = None
 
     def __init__(
         self,
@@ -120,11 +121,10 @@ class _Reading(Meter):
         inflate: _Inflate | None,
         scanner: FrameScanner | None = None,
     ) -> None:
-        super().__init__(tally, scanner)
+        self._tally = tally
+        self._scanner = scanner
         self._readable = readable
         self._inflate = inflate
-        self._stopped = False
-        self._usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         if self._stopped:
@@ -195,13 +195,12 @@ class _Unreadable(Exception):
 class _Body(_Reading):
     """A body: one JSON document."""
 
-    __slots__ = ("_excerpt", "_pieces", "_size")
+    _size = 0
+    _excerpt: Excerpt | None = None
 
     def __init__(self, tally: Tally, readable: Readable, inflate: _Inflate | None) -> None:
         super().__init__(tally, readable, inflate)
         self._pieces: list[bytes] = []
-        self._size = 0
-        self._excerpt: Excerpt | None = None
 
     def _read(self, data: bytes) -> None:
         if self._excerpt is not None:
@@ -227,8 +226,6 @@ class _Body(_Reading):
 
 class _Events(_Reading):
     """An event stream of which events of one type tell something each."""
-
-    __slots__ = ()
 
     def __init__(
         self, tally: Tally, readable: Readable, inflate: _Inflate | None, selection: Selection
@@ -307,8 +304,6 @@ class _Chunks(_Events):
     Llama the prompt's tokens) and in the last few. Those are kept, and decoded at
     the end; all others pass unread.
     """
-
-    __slots__ = ("_first", "_last")
 
     def __init__(
         self, tally: Tally, readable: Readable, inflate: _Inflate | None, selection: Selection
@@ -393,13 +388,12 @@ class _Lines(_Reading):
     are kept, the first and the last few, and decoded at the end.
     """
 
-    __slots__ = ("_first", "_last", "_long", "_pieces", "_size")
+    _size = 0
+    _long: _LongDocument | None = None  # instead of _pieces
 
     def __init__(self, tally: Tally, readable: Readable, inflate: _Inflate | None) -> None:
         super().__init__(tally, readable, inflate)
         self._pieces: list[bytes] = []  # of a line that has not ended
-        self._size = 0
-        self._long: _LongDocument | None = None  # instead of them
         self._first: list[bytes] = []
         self._last: deque[bytes] = deque(maxlen=_LAST)
 
@@ -565,8 +559,7 @@ _CONVERSED = _Plan(read_conversation, Selection("metadata"))
 _VENDORS = _Plan(read_openai)
 
 # All others tell nothing: Retrieve, RetrieveAndGenerate, AgenticRetrieveStream,
-# GenerateQuery, OptimizePrompt, StartAsyncInvoke (billed by what it writes to S3),
-# Data Automation, AgentCore.
+# GenerateQuery, OptimizePrompt, StartAsyncInvoke, Data Automation, AgentCore.
 _PLANS: dict[tuple[str, str], _Plan] = {
     (_RUNTIME, "Converse"): _CONVERSED,
     (_RUNTIME, "ConverseStream"): _CONVERSED,
@@ -622,35 +615,40 @@ def meter_for(
     it is an error (400 or more), is not read at all; its usage has
     :attr:`Source.NONE`.
 
-    :param model_id: Bedrock's id or ARN that was asked; empty if there is none.
+    :param model_id: Bedrock's id or ARN that was asked, or the id of the model that
+        it stands for; empty if there is none.
     :param headers: of the answer.
     :param method: of the request.
     :param raw_path: of the request, without the query.
     :param request_body: gives the request's body, or its beginning if it is long.
-        Called only where a request for a rerank says what is billed.
+        Called only where it says what is billed, and the answer does not
+        (:data:`~txbedrock.core.usage.READ_REQUESTS`).
     """
-    content_type, encoding = b"", b""
+    content_type = encoding = b""
     tally = Tally()
     plan = _PLANS.get((operation.service, operation.name))
     for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-type":
+        told = _TOLD_BY_HEADERS.get(name.lower())
+        if told is None:
+            continue
+        if told == "type":
             content_type = value
-        elif lower == b"content-encoding":
+        elif told == "encoding":
             encoding = value.strip().lower()
-        elif lower[:15] == b"x-amzn-bedrock-" and plan is not None:
-            _read_header(lower[15:], value, tally)
+        elif plan is not None:
+            _read_header(told, name, value, tally)
     if encoding == b"identity":
         encoding = b""
-    framed = content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+    form = _FORMS.get(content_type) or _form_of(content_type)
+    framed = form == "frames"
     # What is read is billed, but for some of the vendors' routes.
     known = plan is not None and plan is not _VENDORS
     if status >= 400 or not (known or is_billed(operation, method, raw_path)):
         return _Free(tally, FrameScanner() if framed and not encoding else None)
-    if request_body is not None and (
-        operation.name == "Rerank" or (operation.name == "InvokeModel" and "rerank" in model_id)
-    ):
-        read_ranking(request_body(), tally)
+    if request_body is not None:
+        for part, read in READ_REQUESTS.get(operation.name, ()):
+            if part in model_id:
+                read(request_body(), tally)
     if encoding not in (b"", b"gzip", b"x-gzip", b"deflate"):
         if plan is not None:
             tally.note(f"the answer is encoded as {encoding[:40].decode('ascii', 'replace')}")
@@ -663,34 +661,52 @@ def meter_for(
         return kind(tally, plan.readable, inflate, plan.events)
     if plan is None:
         return Meter(tally)
-    if content_type[: len(_SSE)].lower() == _SSE:
+    if form == "json":
+        return _Body(tally, plan.readable, inflate)
+    if form == "lines":
         return _Lines(tally, plan.readable, inflate)
-    if content_type and _JSON.match(content_type) is None:
-        tally.note(f"the answer is of type {content_type[:80].decode('ascii', 'replace')}")
-        return Meter(tally)
-    return _Body(tally, plan.readable, inflate)
+    tally.note(f"the answer is of type {content_type[:80].decode('ascii', 'replace')}")
+    return Meter(tally)
+
+
+_Form: TypeAlias = Literal["json", "frames", "lines", "other"]
+
+_EVENT_STREAM = b"application/vnd.amazon.eventstream"
+_SSE = b"text/event-stream"
+_FORMS: dict[bytes, _Form] = {b"": "json", b"application/json": "json", _EVENT_STREAM: "frames"}
+"""Of a body, by its content type as that is nearly always written."""
+
+
+def _form_of(content_type: bytes) -> _Form:
+    if content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM:
+        return "frames"
+    if content_type[: len(_SSE)].lower() == _SSE:
+        return "lines"
+    return "other" if _JSON.match(content_type) is None else "json"
 
 
 _TOLD_BY_HEADERS = {
-    b"input-token-count": "input",
-    b"output-token-count": "output",
-    b"cache-read-input-token-count": "read",
-    b"cache-write-input-token-count": "write",
+    b"content-type": "type",
+    b"content-encoding": "encoding",
+    b"x-amzn-bedrock-input-token-count": "input",
+    b"x-amzn-bedrock-output-token-count": "output",
+    b"x-amzn-bedrock-cache-read-input-token-count": "read",
+    b"x-amzn-bedrock-cache-write-input-token-count": "write",
+    b"x-amzn-bedrock-service-tier": "tier",
+    b"x-amzn-bedrock-performanceconfig-latency": "latency",
 }
 
 
-def _read_header(name: bytes, value: bytes, tally: Tally) -> None:
-    """Read ``x-amzn-bedrock-<name>``."""
-    member = _TOLD_BY_HEADERS.get(name)
-    if member is not None:
-        value = value.strip()
-        if value.isdigit() and len(value) <= 16 and (count := int(value)) <= MAX_COUNT:
-            if tally.headers is None:
-                tally.headers = Told()
-            setattr(tally.headers, member, count)
-        else:
-            tally.note(f"x-amzn-bedrock-{name.decode()} is not a count")
-    elif name == b"service-tier":
-        tally.header_tier = tier_name(value.strip().decode("ascii", "replace"))
-    elif name == b"performanceconfig-latency":
-        tally.optimized = value.strip().lower() == b"optimized"
+def _read_header(told: str, name: bytes, value: bytes, tally: Tally) -> None:
+    """Read a header of Bedrock's own, by what it tells."""
+    value = value.strip()
+    if told == "tier":
+        tally.header_tier = tier_name(value.decode("ascii", "replace"))
+    elif told == "latency":
+        tally.optimized = value.lower() == b"optimized"
+    elif value.isdigit() and len(value) <= 16 and (count := int(value)) <= MAX_COUNT:
+        if tally.headers is None:
+            tally.headers = Told()
+        setattr(tally.headers, told, count)
+    else:
+        tally.note(f"{name.lower().decode()} is not a count")

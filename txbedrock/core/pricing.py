@@ -104,6 +104,8 @@ _SIZED = re.compile(
 _NO_LIMIT = 1 << 32
 
 _TIMES = ("second", "output_second")
+_UNITS = tuple(kind for kind in UNIT_KINDS if kind not in _TIMES)
+_BY_TIME = frozenset({"time"})
 _SEARCHES = ("search_low", "search_medium", "search_high")
 
 _NAMES_MODEL = ("foundation-model/", "inference-profile/")
@@ -117,8 +119,8 @@ class RequestHints:
     width: int = 0
     height: int = 0
     steps: int = 0
-    premium: bool = False
-    """Images of the better quality."""
+    premium: bool | None = None
+    """Images of the better quality; None: not known."""
 
     search_context: str = ""
     """``low``, ``medium`` or ``high``."""
@@ -203,20 +205,30 @@ class Price:
     billed_by: frozenset[str] = field(init=False, repr=False)
     """Of ``tokens``, ``time`` and ``units``."""
 
+    hinted: frozenset[str] = field(init=False, repr=False)
+    """What costs more or less by what the request asked for: the units ``images``
+    and ``searches``; ``duration_ms`` where time is billed. Nearly always nothing."""
+
     def __post_init__(self) -> None:
         kinds = {_kind(name) for name in self.prices}
         billed_by = {
             word
-            for word, names in (("tokens", TOKEN_KINDS), ("time", _TIMES), ("units", UNIT_KINDS))
+            for word, names in (("tokens", TOKEN_KINDS), ("time", _TIMES), ("units", _UNITS))
             if not kinds.isdisjoint(names)
         }
         if self.sized:
             billed_by.add("units")
         images = frozenset(kind for kind in kinds if family(kind) == "output_image")
+        hinted = {"images"} if self.sized or len(images) > 1 else set()
+        if len({self.prices.get(name) for name in _SEARCHES}) > 1:
+            hinted.add("searches")
+        if "time" in billed_by:
+            hinted.add("duration_ms")
         for name, value in (
             ("tiers", _tiers(self.prices)),
             ("images", images),
             ("billed_by", frozenset(billed_by)),
+            ("hinted", frozenset(hinted)),
         ):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "units", _plain_units(self))
@@ -390,8 +402,12 @@ def cost(price: Price | None, usage: Usage, request_hints: RequestHints | None =
     What an answer cost.
 
     :param price: of the model that gave it; None: there is none.
+    :param request_hints: of the request (:mod:`~txbedrock.core.hints`), where the
+        price is one that :attr:`Price.hinted` speaks of.
     """
     if usage.source is _UNKNOWN:
+        if price is not None and price.billed_by == _BY_TIME:
+            return _in_detail(price, usage, request_hints)
         return Cost(None, "" if price is None else price.id, ("usage",))
     if usage.source is _NONE:
         return NOT_BILLED
@@ -575,14 +591,23 @@ def _image(price: Price, hints: RequestHints) -> tuple[str, int | None, str]:
             return "output_image", sized.picousd, sized.id
     if not price.images:
         return "output_image", None if price.sized else price.prices.get("input_image"), ""
-    name = "output_image"
+    # All that it may be called, as far as size and quality are known.
+    names, pixels = ["output_image"], hints.width * hints.height
     for side in (512, 1024):
         larger = f"output_image_above_{side}"
-        if not price.images.isdisjoint((larger, f"{larger}_premium")):
-            name = larger if hints.width * hints.height > side * side else name
-    if hints.premium and any(one.endswith("_premium") for one in price.images):
-        name += "_premium"
-    return name, price.prices.get(name), ""
+        if price.images.isdisjoint((larger, f"{larger}_premium")):
+            continue
+        if not pixels:
+            names.append(larger)
+        elif pixels > side * side:
+            names = [larger]
+    if any(one.endswith("_premium") for one in price.images):
+        premium = [f"{name}_premium" for name in names]
+        names = premium if hints.premium else names
+        if hints.premium is None:
+            names += premium
+    found = {price.prices.get(name) for name in names}
+    return names[0], found.pop() if len(found) == 1 else None, ""
 
 
 def _for_size(sized: tuple[_Sized, ...], asked: tuple[int, int, int]) -> _Sized | None:
@@ -592,11 +617,16 @@ def _for_size(sized: tuple[_Sized, ...], asked: tuple[int, int, int]) -> _Sized 
     :returns: None also if what is not known makes a difference.
     """
     width, height, steps = asked
+    priced = [one for one in sized if steps <= one.limits[2]]
+    fitting = [one for one in priced if width <= one.limits[0] and height <= one.limits[1]]
+    if not fitting and width and height:
+        # Of no greater side, but of no more pixels: SDXL 1.0 makes images of 1536
+        # by 640, and knows one price for a size, that of 1024 by 1024.
+        area = width * height
+        fitting = [one for one in priced if area <= one.limits[0] * one.limits[1]]
     best, smallest, unclear = None, (0, 0, 0), False
-    for one in sized:
+    for one in fitting:
         most_wide, most_high, most_steps = one.limits
-        if width > most_wide or height > most_high or steps > most_steps:
-            continue
         limits = (width and most_wide, height and most_high, steps and most_steps)
         if best is None or limits < smallest:
             best, smallest, unclear = one, limits, False

@@ -8,16 +8,18 @@ an answer are read at all is :mod:`txbedrock.core.meter`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated, TypeAlias
 
 import msgspec
 
-from .excerpt import Take, Wanted
+from .excerpt import Excerpt, Take, Wanted
 
 __all__ = [
     "MAX_COUNT",
+    "READ_REQUESTS",
     "Readable",
     "Source",
     "Tally",
@@ -51,7 +53,8 @@ class Source(Enum):
     """``amazon-bedrock-invocationMetrics`` of a stream's last chunk."""
 
     REQUEST = "request"
-    """The request, where the answer says nothing: a rerank's queries."""
+    """The request, where the answer says nothing: a rerank's queries, the length
+    of a video that is still to be made."""
 
     UNKNOWN = "unknown"
     """Nothing said what was used. It is never guessed."""
@@ -77,7 +80,9 @@ class Usage(msgspec.Struct, frozen=True):
 
     units: tuple[tuple[str, int], ...] = ()
     """What is billed otherwise, by name, sorted, none of them 0: ``images``,
-    ``queries``, ``searches``, ``guardrail.contentPolicyUnits`` ..."""
+    ``queries``, ``searches``, ``output_video_ms``, ``guardrail.contentPolicyUnits``
+    ... What nobody has a price for, because nothing tells how long or how large
+    it is, has a name of its own: ``audio``, ``video``, ``document_images``."""
 
     tier: str = ""
     """Service tier as the answer says it: ``default``, ``priority``, ``flex``,
@@ -115,8 +120,7 @@ class Usage(msgspec.Struct, frozen=True):
 # perhaps: the last counts.
 
 
-@dataclass(slots=True)
-class Told:
+class Told(msgspec.Struct):
     """Tokens as one place tells them. None: it does not."""
 
     input: int | None = None
@@ -127,38 +131,28 @@ class Told:
     """How many of ``write``."""
 
 
-class Tally:
+class Tally(msgspec.Struct):
     """What has been read of one answer so far."""
 
-    __slots__ = (
-        "_models",
-        "body",
-        "header_tier",
-        "headers",
-        "metrics",
-        "optimized",
-        "problem",
-        "seen",
-        "tier",
-        "units",
-        "vendor_tier",
-    )
+    body: Told = msgspec.field(default_factory=Told)
+    headers: Told | None = None
+    metrics: Told | None = None
+    units: dict[str, int] = {}
 
-    def __init__(self) -> None:
-        self.body = Told()
-        self.headers: Told | None = None
-        self.metrics: Told | None = None
-        self.units: dict[str, int] = {}
-        self.seen: Source | None = None
-        """Where units were told, be they all 0."""
-        self.tier = ""
-        """Service tier: of Converse's body."""
-        self.header_tier = ""
-        self.vendor_tier = ""
-        """As the model's own answer calls it: Bedrock's word counts before it."""
-        self.optimized = False
-        self.problem = ""
-        self._models: list[str] = []
+    seen: Source | None = None
+    """Where units were told, be they all 0."""
+
+    tier: str = ""
+    """Service tier: of Converse's body."""
+
+    header_tier: str = ""
+    vendor_tier: str = ""
+    """As the model's own answer calls it: Bedrock's word counts before it."""
+
+    optimized: bool = False
+    problem: str = ""
+    models: list[str] = []
+    """Those that the answer names, two at most."""
 
     def note(self, problem: str) -> None:
         """Keep why something is missing: the first reason."""
@@ -166,8 +160,8 @@ class Tally:
 
     def model(self, name: str) -> None:
         """A model that the answer names."""
-        if name and len(self._models) < 2 and name not in self._models:
-            self._models.append(name)
+        if name and len(self.models) < 2 and name not in self.models:
+            self.models.append(name)
 
     def add_units(self, name: str, count: int, source: Source = Source.BODY) -> None:
         """Units of a kind that were used besides those already known."""
@@ -177,10 +171,10 @@ class Tally:
     def usage(self) -> Usage:
         """All of it, combined: see Note [Combining]."""
         told = self.body
-        source: Source | None = None if told.input is None and told.output is None else Source.BODY
         fresh, read, write, output = told.input, told.read, told.write, told.output
-        unclear = fresh is None or (read is None and write is None)
-        if unclear or output is None:
+        source = None if fresh is None and output is None else Source.BODY
+        if self.headers is not None or self.metrics is not None:
+            unclear = fresh is None or (read is None and write is None)
             for place, other in (
                 (Source.HEADERS, self.headers),
                 (Source.METRICS, self.metrics),
@@ -199,8 +193,8 @@ class Tally:
                 if used and source is None:
                     source = place
         write = write or 0
-        write_1h = min(told.write_1h or 0, write)
-        units = self.units
+        write_1h = min(told.write_1h, write) if told.write_1h else 0
+        units, models = self.units, self.models
         if self.seen is not None and (source is None or self.seen is Source.BODY):
             source = self.seen
         return Usage(
@@ -212,7 +206,7 @@ class Tally:
             tuple(sorted(item for item in units.items() if item[1])) if units else (),
             self.tier or self.header_tier or self.vendor_tier,
             self.optimized,
-            self._models[0] if len(self._models) == 1 else "",
+            models[0] if len(models) == 1 else "",
             source or Source.UNKNOWN,
             self.problem,
         )
@@ -249,12 +243,16 @@ class Readable:
 # The shapes of documents
 #
 # Counts are taken as they are written (Raw), so that nothing but digits passes:
-# no floats, no strings, nothing of any length. Of a name that comes twice the
-# last counts, as for every client.
+# no floats, no strings, nothing of any length; and what is no count spoils nothing
+# beside it. Of a name that comes twice the last counts, as for every client.
 
 _ABSENT = msgspec.Raw()
 
 _Raw = msgspec.Raw
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] | None
+"""A count where there is nothing but counts: for what is read all the time."""
 
 
 class _CacheDetail(msgspec.Struct, frozen=True):
@@ -388,8 +386,29 @@ class _ConverseTrace(msgspec.Struct, frozen=True):
     promptRouter: _Router | None = None
 
 
+class _ConverseTokens(msgspec.Struct, frozen=True):
+    """Converse's ``usage``, when all is as it should be."""
+
+    inputTokens: _Count = None
+    outputTokens: _Count = None
+    cacheReadInputTokens: _Count = None
+    cacheWriteInputTokens: _Count = None
+    cacheReadInputTokenCount: _Count = None
+    cacheWriteInputTokenCount: _Count = None
+    cacheDetails: list[_CacheDetail] | None = None
+
+
 class _Conversation(msgspec.Struct, frozen=True):
     """The answer to Converse, or the last event of ConverseStream."""
+
+    usage: _ConverseTokens | None = None
+    trace: _Raw = _ABSENT
+    performanceConfig: _Raw = _ABSENT
+    serviceTier: _Raw = _ABSENT
+
+
+class _OddConversation(msgspec.Struct, frozen=True):
+    """The same, when it is not."""
 
     usage: _Tokens | None = None
     trace: _Raw = _ABSENT
@@ -469,9 +488,47 @@ class _Ranking(msgspec.Struct, frozen=True):
     rerankingConfiguration: _RankingConfiguration | None = None
 
 
+class _ImageToEmbed(msgspec.Struct, frozen=True):
+    detailLevel: str = ""
+
+
+class _ToEmbed(msgspec.Struct, frozen=True):
+    image: _ImageToEmbed | None = None
+    audio: _Raw = _ABSENT
+    video: _Raw = _ABSENT
+
+
+class _Embedding(msgspec.Struct, frozen=True):
+    """A request to Nova's embeddings."""
+
+    singleEmbeddingParams: _ToEmbed | None = None
+
+
+class _VideoConfig(msgspec.Struct, frozen=True):
+    durationSeconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+
+
+class _Shots(msgspec.Struct, frozen=True):
+    shots: list[_Raw] = []
+
+
+class _Video(msgspec.Struct, frozen=True):
+    taskType: str = ""
+    videoGenerationConfig: _VideoConfig | None = None
+    multiShotManualParams: _Shots | None = None
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """A request to StartAsyncInvoke."""
+
+    modelId: _Raw = _ABSENT
+    modelInput: _Video | None = None
+
+
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_conversation = msgspec.json.Decoder(_Conversation).decode
+_decode_odd_conversation = msgspec.json.Decoder(_OddConversation).decode
 _decode_tier = msgspec.json.Decoder(_Tier).decode
 _decode_latency = msgspec.json.Decoder(_Latency).decode
 _decode_invoke_trace = msgspec.json.Decoder(_InvokeTrace).decode
@@ -481,6 +538,8 @@ _decode_checks = msgspec.json.Decoder(_Checks).decode
 _decode_trace_event = msgspec.json.Decoder(_TraceEvent).decode
 _decode_flow_event = msgspec.json.Decoder(_FlowEvent).decode
 _decode_ranking = msgspec.json.Decoder(_Ranking).decode
+_decode_to_embed = msgspec.json.Decoder(_Embedding).decode
+_decode_job = msgspec.json.Decoder(_Job).decode
 _results = msgspec.json.Decoder(list[_Result]).decode
 _decode_list = msgspec.json.Decoder(list[_Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -516,12 +575,7 @@ def _tokens_of_bedrock(usage: _Tokens, tally: Tally) -> Told:
     write = count(usage.cacheWriteInputTokens, "cacheWriteInputTokens")
     if write is None:
         write = count(usage.cacheWriteInputTokenCount, "cacheWriteInputTokenCount")
-    write_1h = None
-    for detail in usage.cacheDetails or ():
-        if bytes(detail.ttl) == b'"1h"':
-            more = count(detail.inputTokens, "cacheDetails.inputTokens")
-            if more is not None and more > 0:
-                write_1h = (write_1h or 0) + more
+    write_1h = None if usage.cacheDetails is None else _written_1h(usage.cacheDetails, tally)
     return _told(
         count(usage.inputTokens, "inputTokens"),
         count(usage.outputTokens, "outputTokens"),
@@ -529,6 +583,30 @@ def _tokens_of_bedrock(usage: _Tokens, tally: Tally) -> Told:
         write,
         write_1h,
     )
+
+
+def _plain_tokens(usage: _ConverseTokens, tally: Tally) -> Told:
+    """The same where every count is one."""
+    fresh, output, details = usage.inputTokens, usage.outputTokens, usage.cacheDetails
+    write_1h = None if details is None else _written_1h(details, tally)
+    if fresh is None:
+        return Told(None, output, None, None, write_1h)
+    read, write = usage.cacheReadInputTokens, usage.cacheWriteInputTokens
+    if read is None:
+        read = usage.cacheReadInputTokenCount
+    if write is None:
+        write = usage.cacheWriteInputTokenCount
+    return Told(fresh, output, read, write, write_1h)
+
+
+def _written_1h(details: list[_CacheDetail], tally: Tally) -> int | None:
+    written = None
+    for detail in details:
+        if bytes(detail.ttl) == b'"1h"':
+            more = tally.count(detail.inputTokens, "cacheDetails.inputTokens")
+            if more is not None and more > 0:
+                written = (written or 0) + more
+    return written
 
 
 def _tokens_of_chat(usage: _Tokens, tally: Tally) -> Told:
@@ -681,11 +759,21 @@ def tier_name(text: str) -> str:
 
 
 def _read_conversation(document: bytes, tally: Tally) -> None:
-    conversation = _decode_conversation(document)
-    if conversation.usage is not None:
-        tally.body = Told()
+    conversation: _Conversation | _OddConversation
+    try:
+        # A -0 would pass for 0, which is known only as it is written.
+        decode = _decode_odd_conversation if b"-0" in document else _decode_conversation
+        conversation = decode(document)
+    except msgspec.ValidationError:
+        conversation = _decode_odd_conversation(document)
+    usage = conversation.usage
+    if usage is not None:
         tally.units.clear()
-        _replace(tally.body, _tokens_of_bedrock(conversation.usage, tally))
+        if isinstance(usage, _ConverseTokens):
+            tally.body = _plain_tokens(usage, tally)
+        else:
+            tally.body = Told()
+            _replace(tally.body, _tokens_of_bedrock(usage, tally))
     # What is beside the tokens never spoils them.
     try:
         if conversation.serviceTier is not _ABSENT:
@@ -887,6 +975,8 @@ def _add_trace(event: _TraceEvent, tally: Tally) -> None:
             _add(tally.body, _tokens_of_bedrock(given.metadata.usage, tally))
 
 
+# Requests, where the answer does not say what is billed
+
 _DOCUMENTS_A_QUERY = 100
 
 
@@ -912,6 +1002,105 @@ def read_ranking(request: bytes, tally: Tally) -> None:
     model = None if configuration is None else configuration.bedrockRerankingConfiguration
     if model is not None and model.modelConfiguration is not None:
         tally.model(_text(model.modelConfiguration.modelArn))
+
+
+_WANTED_TO_EMBED: Wanted = {
+    b"image": {b"detailLevel": Take.WHOLE},
+    b"audio": {},
+    b"video": {},
+}
+_IMAGE_TO_EMBED = re.compile(rb'"inputImage"\s*:\s*"')
+
+
+def _read_titan_embedding(request: bytes, tally: Tally) -> None:
+    """An image is billed beside the text, and the answer tells the text's tokens only."""
+    if _IMAGE_TO_EMBED.search(request) is not None:
+        tally.add_units("input_images", 1, Source.REQUEST)
+
+
+_INPUT_TYPE = re.compile(rb'"inputType"\s*:\s*"(text|image)"')
+
+
+def _read_marengo(request: bytes, tally: Tally) -> None:
+    """A text and an image have a price each."""
+    match = _INPUT_TYPE.search(request)
+    if match is not None:
+        unit = "queries" if match[1] == b"text" else "input_images"
+        tally.add_units(unit, 1, Source.REQUEST)
+
+
+def _read_nova_embedding(request: bytes, tally: Tally) -> None:
+    """An image has a price; how long audio and video are nothing tells."""
+    excerpt = Excerpt({b"singleEmbeddingParams": _WANTED_TO_EMBED})
+    excerpt.feed(request)
+    try:
+        asked = _decode_to_embed(excerpt.result()).singleEmbeddingParams
+    except _UNREADABLE:
+        return
+    if asked is None:
+        return
+    if asked.image is not None:
+        detail = asked.image.detailLevel
+        plain = detail == "STANDARD_IMAGE" or (detail == "" and excerpt.complete)
+        tally.add_units("input_images" if plain else "document_images", 1, Source.REQUEST)
+    for name, given in (("audio", asked.audio), ("video", asked.video)):
+        if bytes(given)[:1] == b"{":
+            tally.add_units(name, 1, Source.REQUEST)
+
+
+_SHOT_S = 6
+"""What each shot of a video is long."""
+
+
+def _read_async_start(request: bytes, tally: Tally) -> None:
+    """
+    Note the model, and how long a video Nova Reel is to make. It is billed by the
+    second when it is made: a job that fails later costs less than this says.
+
+    Source: AWS, Nova user guide, "Video generation access and usage".
+    """
+    excerpt = Excerpt(
+        {
+            b"modelId": _WHOLE,
+            b"modelInput": {
+                b"taskType": _WHOLE,
+                b"videoGenerationConfig": {b"durationSeconds": _WHOLE},
+                b"multiShotManualParams": {b"shots": Take.KINDS},
+            },
+        }
+    )
+    excerpt.feed(request)
+    try:
+        job = _decode_job(excerpt.result())
+    except _UNREADABLE:
+        return
+    model, asked = _text(job.modelId), job.modelInput
+    tally.model(model)
+    if asked is None or "nova-reel" not in model:
+        return
+    if asked.taskType != "MULTI_SHOT_MANUAL":
+        config = asked.videoGenerationConfig
+        seconds = config.durationSeconds if config is not None else 0
+    elif excerpt.complete and asked.multiShotManualParams is not None:
+        seconds = _SHOT_S * len(asked.multiShotManualParams.shots)
+    else:
+        seconds = 0
+    if seconds:
+        tally.add_units("output_video_ms", seconds * 1000, Source.REQUEST)
+
+
+READ_REQUESTS: Mapping[str, tuple[tuple[str, Callable[[bytes, Tally], None]], ...]] = {
+    "Rerank": (("", read_ranking),),
+    "InvokeModel": (
+        ("rerank", read_ranking),
+        ("titan-embed-image", _read_titan_embedding),
+        ("marengo-embed", _read_marengo),
+        ("nova-2-multimodal-embeddings", _read_nova_embedding),
+    ),
+    "StartAsyncInvoke": (("", _read_async_start),),
+}
+"""Operations of which a request tells usage: what is in the model's id, and what
+takes the request's body, or its beginning."""
 
 
 # What is wanted of documents that are too long to be held

@@ -68,6 +68,7 @@ _LONG_LINE = 2048
 _PROBE = b"\n" * 16384
 
 _encode = msgspec.json.Encoder().encode
+_encode_into = msgspec.json.Encoder().encode_into
 _decode = msgspec.json.Decoder(LedgerEntry).decode
 
 
@@ -438,6 +439,9 @@ class Journal:
         self.adopted: list[Folder] = []
         """Folders of processes that have ended; their entries are to be moved."""
 
+        self._line = bytearray()
+        """The last line; there to be written over."""
+
         self._fd = -1
         self._number = 0
         self._offset = 0
@@ -571,14 +575,16 @@ class Journal:
         :raises JournalUnwritable: the disk is full or broken. Nothing of the entry
             stays in the journal.
         """
+        line = self._line
         try:
-            line = _encode(entry)
+            _encode_into(entry, line)
         except UnicodeEncodeError:
             entry = storable(entry)
-            line = _encode(entry)
-        if len(line) > _LONG_LINE or b"\\u0000" in line:
+            _encode_into(entry, line)
+        # Looking for one byte is much cheaper than for six.
+        if len(line) > _LONG_LINE or (b"\\" in line and b"\\u0000" in line):
             entry = storable(entry)
-            line = _encode(entry)
+            _encode_into(entry, line)
         line += b"\n"
         size = len(line)
         if self._other_bytes + self._offset + size > self._hard_bytes:
