@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from txbedrock.core.grants import KeyType, Level, Role
 from txbedrock.core.headers import HeaderList
+from txbedrock.core.permissions import EVERYTHING, Access
 
 __all__ = [
     "PresentedKey",
@@ -65,6 +66,9 @@ class Principal:
     team_id: str = ""
     role: Role = Role.INTERNAL_USER
     key_type: KeyType = KeyType.DEFAULT
+
+    access: Access = EVERYTHING
+    """What it may ask for."""
 
     levels: tuple[Level, ...] = ()
     """What its requests must find room in."""
