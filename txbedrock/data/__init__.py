@@ -4,7 +4,8 @@ Generated tables, and the commands that make them.
 ``python -m txbedrock.data.generate_operations`` and
 ``python -m txbedrock.data.generate_partitions`` write theirs from the installed
 botocore; a test compares them with it. ``python -m txbedrock.data.generate_prices``
-writes ``prices.json`` from a price map.
+writes ``prices.json`` from a price map, ``python -m txbedrock.data.generate_model_limits``
+how much the models take and give.
 """
 
 from __future__ import annotations
@@ -20,6 +21,6 @@ def load(name: str) -> Any:
     """
     One of the tables, as JSON gives it. Read anew each time.
 
-    :param name: ``"operations"``, ``"partitions"`` or ``"prices"``.
+    :param name: ``"operations"``, ``"partitions"``, ``"prices"`` or ``"model_limits"``.
     """
     return json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))
