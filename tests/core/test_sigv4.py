@@ -24,6 +24,7 @@ from txbedrock.core.sigv4 import (
     EMPTY_SHA256,
     BadPath,
     BadSignature,
+    Mismatch,
     ScopedSignature,
     SigningKeys,
     amz_date,
@@ -839,6 +840,7 @@ class VerifyTests(SynchronousTestCase):
         A wrong secret gets AWS's own code and advice.
         """
         error = self.refused(replace(self.good, secret="other"))
+        self.assertIsInstance(error, Mismatch)
         self.assertEqual(error.code, "InvalidSignatureException")
         self.assertIn("Check your AWS Secret Access Key", error.message)
         self.assertNotIn("other", error.message)
@@ -859,6 +861,7 @@ class VerifyTests(SynchronousTestCase):
         for offset in (-300.0, -1.0, 0.0, 0.5, 300.0):
             replace(self.good, now=now + offset).verify(self.keys)
         error = self.refused(replace(self.good, now=now + 300.5))
+        self.assertNotIsInstance(error, Mismatch)
         self.assertEqual(error.code, "InvalidSignatureException")
         self.assertEqual(
             error.message,

@@ -44,6 +44,7 @@ __all__ = [
     "EMPTY_SHA256",
     "BadPath",
     "BadSignature",
+    "Mismatch",
     "ScopedSignature",
     "SigningKeys",
     "amz_date",
@@ -78,6 +79,10 @@ class BadSignature(ValueError):
         super().__init__(message)
         self.message = message
         self.code = code
+
+
+class Mismatch(BadSignature):
+    """All that can be read of a signature is as it should be, and it is another one."""
 
 
 def _incomplete(message: str) -> BadSignature:
@@ -483,7 +488,7 @@ def verify(
         or content_sha256 != payload_sha256
         or not secret_access_key  # anyone could sign with none
     ):
-        raise BadSignature(
+        raise Mismatch(
             "The request signature we calculated does not match the signature you provided."
             " Check your AWS Secret Access Key and signing method. Consult the service"
             " documentation for details."
