@@ -117,7 +117,7 @@ class LedgerCrashMixin:
     async def test_kill(self) -> None:
         """In the middle of a commit, or of replaying another one's journal: once all the same."""
         assert isinstance(self, CrashTestCase)
-        kept = await self.kill_writers("ledger", self.url, wait_s=0.06)
+        kept = await self.kill_writers("ledger", self.url, wait_s=0.2)
         before = len(await self.stored())
         ledger = self.ledger(self.url)
         self.assertTrue(await ledger.flush(30))

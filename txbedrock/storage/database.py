@@ -41,6 +41,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import socket
 import sqlite3
 import threading
 import time
@@ -65,6 +67,7 @@ __all__ = [
     "Database",
     "DatabaseUnavailable",
     "DatabaseUrlError",
+    "Duplicate",
     "Rows",
     "SchemaFile",
     "SchemaTooNew",
@@ -114,6 +117,10 @@ class Contention(DatabaseUnavailable):
 
 class Unstorable(Exception):
     """The database does not take these values, and never will."""
+
+
+class Duplicate(Unstorable):
+    """Something that there may be only once is there already."""
 
 
 class Rows(NamedTuple):
@@ -181,6 +188,12 @@ class _Driver(Protocol):
 
     def translated(self, error: Exception) -> Exception | None:
         """One of ours for one of the driver's."""
+
+    def listens(self) -> bool:
+        """Can others tell us something?"""
+
+    def heard(self, connection: Any) -> list[str]:
+        """What was said since it was asked last. Waits for nothing."""
 
 
 class _Sqlite:
@@ -262,10 +275,19 @@ class _Sqlite:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return Contention(str(error))
+        taken = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+        if getattr(error, "sqlite_errorcode", 0) in taken:
+            return Duplicate(str(error))
         unstorable = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
         if code in unstorable or isinstance(error, sqlite3.DataError):
             return Unstorable(str(error))
         return DatabaseUnavailable(str(error))
+
+    def listens(self) -> bool:
+        return False
+
+    def heard(self, connection: Any) -> list[str]:
+        return []
 
 
 # What Prisma, and so LiteLLM, takes in a URL and libpq does not know.
@@ -304,6 +326,8 @@ class _Postgres:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         schema = options.get("schema", "")
+        # Prisma's way to say that connections are not kept between transactions.
+        self._pooled = options.get("pgbouncer") == "true"
         kept = {name: value for name, value in options.items() if name not in _PRISMA_ONLY}
         try:
             given = conninfo.conninfo_to_dict(
@@ -368,10 +392,18 @@ class _Postgres:
                       errors.LockNotAvailable, errors.QueryCanceled)  # fmt: skip
         if isinstance(error, contention):
             return Contention(reason)
+        if isinstance(error, errors.UniqueViolation):
+            return Duplicate(reason)
         unstorable = (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
         if isinstance(error, unstorable):
             return Unstorable(reason)
         return DatabaseUnavailable(reason)
+
+    def listens(self) -> bool:
+        return not self._pooled
+
+    def heard(self, connection: Any) -> list[str]:
+        return [notify.payload for notify in connection.notifies(timeout=0)]
 
 
 def _driver(url: str) -> _Driver:
@@ -667,6 +699,94 @@ class _Pool:
         return [Deferred.fromCoroutine(one.close()) for one in everything]
 
 
+class _Listener:
+    """
+    A thread with a connection that only listens, and opens anew after it broke.
+
+    :param channel: an identifier that needs no quotes.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        driver: _Driver,
+        call_from_thread: Callable[..., object],
+        channel: str,
+        received: Callable[[str], None],
+        connected: Callable[[], None],
+    ) -> None:
+        self._driver = driver
+        self._call_from_thread = call_from_thread
+        self._channel = channel
+        self._received = received
+        self._connected = connected
+        self._over = threading.Event()
+        # What a thread can wait for besides its connection.
+        self._here, self._there = socket.socketpair()
+        threading.Thread(target=self._run, name="database listener", daemon=True).start()
+
+    def stop(self) -> None:
+        """Nothing is called any more; the thread ends by itself. May be called again."""
+        self._over.set()
+        self._there.close()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._over.is_set():
+            try:
+                connection = self._driver.connect()
+                try:
+                    connection.execute(f"LISTEN {self._channel}")
+                    self._call(self._connected)
+                    failures = 0
+                    self._listen(connection)
+                finally:
+                    connection.close()
+            except Exception as error:
+                if self._over.is_set():
+                    break
+                if not failures:
+                    self._call(self._tell, " ".join(str(error).split()))
+                pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(failures, 10))
+                failures += 1
+                self._wait(pause_s)
+        self._here.close()
+
+    def _listen(self, connection: Any) -> None:
+        """Until it is stopped."""
+        while True:
+            # Something may have come with the answer to LISTEN.
+            for text in self._driver.heard(connection):
+                self._call(self._received, text)
+            if self._wait(None, connection.fileno()):
+                return
+
+    def _wait(self, timeout_s: float | None, *others: int) -> bool:
+        """
+        Wait until there is something to read, or it is to stop.
+
+        :returns: is it to stop?
+        """
+        poll = select.poll()
+        for number in (self._here.fileno(), *others):
+            poll.register(number, select.POLLIN)
+        poll.poll(None if timeout_s is None else timeout_s * 1000)
+        return self._over.is_set()
+
+    def _call(self, function: Callable[..., None], *arguments: str) -> None:
+        def call() -> None:
+            if not self._over.is_set():
+                function(*arguments)
+
+        self._call_from_thread(call)
+
+    def _tell(self, reason: str) -> None:
+        self._log.info(
+            "what other processes change is not heard of at once: {reason}", reason=reason
+        )
+
+
 class Database:
     """
     A database, its schema up to date.
@@ -692,6 +812,7 @@ class Database:
         self._known = False  # the schema was seen, and is not too new
         self._writers = _Pool(lambda: self._connection(True), driver.writers)
         self._readers = _Pool(lambda: self._connection(False), driver.readers)
+        self._listeners: list[_Listener] = []
         self._closed = False
         self._up = False
         self._failures = 0
@@ -738,6 +859,8 @@ class Database:
         :param timeout_s: how long to wait for a database that says nothing.
         """
         self._closed = True
+        for listener in self._listeners:
+            listener.stop()
         closing = DeferredList(
             [*self._writers.close(), *self._readers.close()], consumeErrors=True
         )
@@ -784,6 +907,28 @@ class Database:
         finally:
             pool.permits.release()
         self._came()
+
+    def listen(
+        self, channel: str, received: Callable[[str], None], connected: Callable[[], None]
+    ) -> Callable[[], None]:
+        """
+        Hear what is said on a channel of PostgreSQL's (``NOTIFY``), on a connection
+        of its own. What is said while that is broken is lost. On SQLite nobody says
+        anything, nor where ``pgbouncer=true`` is in the URL; behind a PgBouncer that
+        is not mentioned nothing may be heard.
+
+        :param channel: an identifier that needs no quotes.
+        :param received: called with each payload.
+        :param connected: called whenever it begins to listen.
+        :returns: call it to stop; :meth:`close` does, too.
+        """
+        if self._closed or not self._driver.listens():
+            return lambda: None
+        listener = _Listener(
+            self._driver, self._reactor.callFromThread, channel, received, connected
+        )
+        self._listeners.append(listener)
+        return listener.stop
 
     def _connection(self, write: bool) -> _Connection:
         kind = "writer" if write else "reader"
