@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from txbedrock.core.auth import Principal
 from txbedrock.core.replies import Reply
-from txbedrock.inbound.admin.answering import AdminResource
+from txbedrock.inbound.admin.answering import AdminResource, viewers
 from txbedrock.inbound.site import Request
 from txbedrock.interfaces import IKeyStore
 
@@ -25,6 +25,9 @@ class MetricsResource(AdminResource):
     def __init__(self, keys: IKeyStore, render: Callable[[], tuple[bytes, str]]) -> None:
         AdminResource.__init__(self, keys)
         self._render = render
+
+    def may(self, principal: Principal) -> None:
+        viewers(principal)
 
     async def answer(self, request: Request, principal: Principal) -> Reply:
         body, content_type = self._render()

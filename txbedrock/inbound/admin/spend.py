@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -25,11 +26,11 @@ from txbedrock.core.money import as_decimal, picousd_as_usd
 from txbedrock.core.pricing import Cost
 from txbedrock.core.replies import Reply
 from txbedrock.core.usage import Source, Usage
-from txbedrock.errors import InvalidRequest, LedgerUnavailable, UnknownModel
-from txbedrock.inbound.admin.answering import AdminResource, Query, json_reply
+from txbedrock.errors import GrantNotFound, InvalidRequest, LedgerUnavailable, UnknownModel
+from txbedrock.inbound.admin.answering import AdminResource, Query, everyone, json_reply
 from txbedrock.inbound.replying import Node
 from txbedrock.inbound.site import Request
-from txbedrock.interfaces import IKeyStore, ILedger
+from txbedrock.interfaces import IDirectory, IKeyStore, ILedger
 
 __all__ = ["spend_resources"]
 
@@ -40,12 +41,9 @@ _FILTERS = (
 _MAX_LIMIT = 1000
 
 
-def _filters(query: Query) -> Filters:
-    key = query.text("api_key")
-    if key is not None and key.startswith("sk-"):
-        key = hash_key(key.encode()).hex()
+def _filters(query: Query, key_hash: str | None) -> Filters:
     return Filters(
-        key_hash=key,
+        key_hash=key_hash,
         user_id=query.text("user_id"),
         team_id=query.text("team_id"),
         end_user=query.text("end_user"),
@@ -167,17 +165,62 @@ class _Pace:
             await self._paused
 
 
-class _Logs(AdminResource):
-    """``/spend/logs``: the lines themselves, the newest first."""
+_NOTHING = Filters(until_us=0)
 
-    def __init__(self, keys: IKeyStore, ledger: ILedger) -> None:
+
+def _narrowed(filters: Filters, principal: Principal) -> Filters:
+    """
+    Of what is asked for, what is for somebody to see: everything, what the team spent
+    that it leads, what its user spent, or else what the key itself did.
+    """
+    if principal.sees_all or (principal.team_admin and filters.team_id == principal.team_id):
+        return filters
+    if principal.user_id:
+        if filters.user_id in (None, principal.user_id):
+            return replace(filters, user_id=principal.user_id)
+    elif filters.key_hash in (None, principal.key_hash):
+        return replace(filters, key_hash=principal.key_hash)
+    return _NOTHING
+
+
+class _OfLedger(AdminResource):
+    """
+    A path on which everybody sees what is theirs.
+
+    :param directory: knows the key by a secret that is not its first; None: nobody does.
+    """
+
+    def __init__(self, keys: IKeyStore, ledger: ILedger, directory: IDirectory | None) -> None:
         AdminResource.__init__(self, keys)
         self._ledger = ledger
+        self._directory = directory
+
+    def may(self, principal: Principal) -> None:
+        everyone(principal)
+
+    async def _filters(self, query: Query, principal: Principal) -> Filters:
+        key = query.text("api_key")
+        if key is not None and key.startswith("sk-"):
+            key = await self._id_of(hash_key(key.encode()).hex())
+        return _narrowed(_filters(query, key), principal)
+
+    async def _id_of(self, key_hash: str) -> str:
+        """What the ledger knows a key by: the hash of its first secret."""
+        if self._directory is None:
+            return key_hash
+        try:
+            return (await self._directory.key(key_hash)).id
+        except GrantNotFound:
+            return key_hash
+
+
+class _Logs(_OfLedger):
+    """``/spend/logs``: the lines themselves, the newest first."""
 
     async def answer(self, request: Request, principal: Principal) -> Reply | None:
         known = (*_FILTERS, "limit", "cursor", "format", "summarize")
         query = Query(request.uri.partition(b"?")[2], known)
-        filters = _filters(query)
+        filters = await self._filters(query, principal)
         form = query.text("format") or "json"
         if form not in ("json", "csv"):
             raise InvalidRequest("format must be json or csv.")
@@ -238,7 +281,7 @@ def _usd(entry: LedgerEntry) -> str:
     return "" if entry.cost_picousd is None else picousd_as_usd(entry.cost_picousd)
 
 
-class _Totals(AdminResource):
+class _Totals(_OfLedger):
     """
     Sums by one thing.
 
@@ -249,18 +292,19 @@ class _Totals(AdminResource):
         self,
         keys: IKeyStore,
         ledger: ILedger,
+        directory: IDirectory | None,
         by: By,
         shape: Callable[[Total], dict[str, Any]],
         methods: tuple[bytes, ...] = (b"GET",),
     ) -> None:
-        AdminResource.__init__(self, keys)
-        self._ledger, self._by, self._shape = ledger, by, shape
+        _OfLedger.__init__(self, keys, ledger, directory)
+        self._by, self._shape = by, shape
         self.methods = methods
 
     async def answer(self, request: Request, principal: Principal) -> Reply:
         query = Query(request.uri.partition(b"?")[2], (*_FILTERS, "limit"))
         limit = query.number("limit", _MAX_LIMIT, 1, _MAX_LIMIT)
-        totals = await self._ledger.totals(self._by, _filters(query))
+        totals = await self._ledger.totals(self._by, await self._filters(query, principal))
         return json_reply([self._shape(total) for total in totals[:limit]])
 
 
@@ -269,7 +313,7 @@ class _Sum(_Totals):
 
     async def answer(self, request: Request, principal: Principal) -> Reply:
         query = Query(request.uri.partition(b"?")[2], _FILTERS)
-        totals = await self._ledger.totals("all", _filters(query))
+        totals = await self._ledger.totals("all", await self._filters(query, principal))
         total = totals[0] if totals else Total("")
         return json_reply({"spend": as_decimal(total.cost_picousd), **_counts(total)})
 
@@ -311,6 +355,9 @@ class _Calculate(AdminResource):
     def __init__(self, keys: IKeyStore, cost: Callable[[str, Usage], Cost]) -> None:
         AdminResource.__init__(self, keys)
         self._cost = cost
+
+    def may(self, principal: Principal) -> None:
+        everyone(principal)
 
     async def answer(self, request: Request, principal: Principal) -> Reply:
         try:
@@ -357,6 +404,9 @@ class _NoLedger(AdminResource):
     def getChild(self, path: bytes, request: object) -> Resource:
         return self
 
+    def may(self, principal: Principal) -> None:
+        everyone(principal)
+
     async def answer(self, request: Request, principal: Principal) -> Reply:
         raise LedgerUnavailable(
             "This gateway keeps no spend (general_settings.disable_spend_logs)."
@@ -368,20 +418,22 @@ def spend_resources(
     ledger: ILedger | None,
     cost: Callable[[str, Usage], Cost],
     hint: str,
+    directory: IDirectory | None = None,
 ) -> dict[bytes, Resource]:
     """
     :param ledger: None: nothing is kept.
     :param cost: of a model name or id and what it used.
+    :param directory: knows keys by all of their secrets; None: there are no such keys.
     :returns: what belongs at the root, by name.
     """
     if ledger is None:
         return {b"spend": _NoLedger(keys), b"global": _NoLedger(keys)}
 
     def by(what: By, shape: Callable[[Total], dict[str, Any]], *methods: bytes) -> _Totals:
-        return _Totals(keys, ledger, what, shape, (b"GET", *methods))
+        return _Totals(keys, ledger, directory, what, shape, (b"GET", *methods))
 
     spend = Node(hint)
-    spend.putChild(b"logs", _Logs(keys, ledger))
+    spend.putChild(b"logs", _Logs(keys, ledger, directory))
     spend.putChild(b"calculate", _Calculate(keys, cost))
     for name, what, shape in (
         (b"keys", "key", lambda t: {"token": t.name, "key_alias": t.label, **_money(t, "spend")}),
@@ -398,7 +450,7 @@ def spend_resources(
     ):
         spend.putChild(name, by(what, shape))  # type: ignore[arg-type]
 
-    everything = _Sum(keys, ledger, "all", lambda t: {})
+    everything = _Sum(keys, ledger, directory, "all", lambda t: {})
     for name, what, shape in (
         (
             b"keys",
