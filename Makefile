@@ -30,10 +30,15 @@ $(VENV)/boto3-1.34/installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) boto3==1.34.162
 	@touch $@
 
+# Likewise the AWS CLI, which brings the botocore that it wants.
+$(VENV)/awscli/installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) awscli==1.46.3
+	@touch $@
+
 demo: venv ## see it work: sandbox, proxy and boto3 on this machine
 	@$(BIN)/python demo/demo.py
 
-test: venv $(VENV)/boto3-1.34/installed ## run the tests, all or TESTS=tests.core
+test: venv $(VENV)/boto3-1.34/installed $(VENV)/awscli/installed ## run the tests, all or TESTS=tests.core
 	$(BIN)/python -m twisted.trial $(TESTS)
 
 lint: venv ## check types and style: mypy, ruff

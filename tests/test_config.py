@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txbedrock import config
 from txbedrock.config import Limits, Settings, default_settings, loading
 from txbedrock.config.summary import summary as summary_with
+from txbedrock.core import grants
 from txbedrock.core.deployments import CredentialSpec, Deployment, OnDisconnect
 from txbedrock.core.models import Models
 from txbedrock.errors import ConfigError
@@ -215,7 +216,7 @@ class ExampleTests(ConfigCase):
         shown = re.findall(r"(?m)^  # (([a-z_]+): \S.*)$", section)
         own = (
             "ca_bundle", "database_url", "journal_path", "master_key", "price_file",
-            "request_metadata", "user_header_name",
+            "request_metadata", "salt_key", "trusted_proxies", "user_header_name",
         )  # fmt: skip
         shown = [line for line, key in shown if key not in own]
         self.assertGreater(len(shown), 15)
@@ -507,6 +508,95 @@ class ModelTests(ConfigCase):
                 f"model: bedrock/eu-west-1/x.y, {other}aws_session_tags: [key_alias]"
             )
             self.assertIn("aws_session_tags: found tags for a session, expected them", problem)
+
+    def test_access(self) -> None:
+        """Virtual keys, and all that says who may ask for how much."""
+        content = """
+            model_list:
+              - model_name: m
+                litellm_params:
+                  {model: bedrock/eu-west-1/x.y, rpm: 5, tpm: 6, max_parallel_requests: 7,
+                   max_budget: 1.5, budget_duration: 1mo}
+                model_info: {access_groups: [cheap, beta]}
+              - model_name: n
+                litellm_params: {model: bedrock/eu-west-1/x.z}
+                model_info: {access_groups: cheap}
+            litellm_settings: {max_end_user_budget: 2}
+            general_settings:
+              salt_key: os.environ/SALT
+              key_cache_age: 2s
+              key_cache_grace: 0
+              limit_wait: 1
+              budget_unpriced: allow
+              trusted_proxies: [10.0.0.0/8, "::1"]
+              virtual_keys:
+                - {key_hash: %s, key_alias: ci, models: [cheap], max_budget: 0.1, rpm_limit: 3}
+            """ % ("ab" * 32)
+        salt = "planted-salt-of-32-characters-00"
+        settings = self.load(content, {"SALT": salt})
+        found = settings.access
+        self.assertEqual(found.salt, salt)
+        self.assertNotIn(salt, repr(settings))
+        self.assertEqual(
+            (found.key_cache_age_s, found.key_cache_grace_s, found.limit_wait_s),
+            (2.0, 0.0, 1.0),
+        )
+        self.assertTrue(found.allow_unpriced)
+        self.assertEqual(found.trusted_proxies, ("10.0.0.0/8", "::1"))
+        self.assertEqual(found.end_user_limits.max_budget, 2 * 10**12)
+        [key] = found.keys
+        self.assertEqual(
+            (key.id, key.alias, key.permissions.models), ("ab" * 32, "ci", ("cheap",))
+        )
+        self.assertEqual((key.limits.max_budget, key.limits.rpm), (10**11, 3))
+        first, second = settings.deployments
+        self.assertEqual(
+            first.limits,
+            grants.Limits(
+                rpm=5, tpm=6, max_parallel=7, max_budget=15 * 10**11, budget_duration="1mo"
+            ),
+        )
+        self.assertIs(second.limits, grants.NO_LIMITS)
+        self.assertEqual(
+            settings.access_groups, {"cheap": frozenset("mn"), "beta": frozenset("m")}
+        )
+
+    def test_bad_access(self) -> None:
+        """What is wrong with it is said with its place, and without a secret."""
+        for text, problem in (
+            ("salt_key: planted", "salt_key: found a salt key of fewer than 16 characters"),
+            (
+                "budget_unpriced: maybe",
+                "budget_unpriced: found 'maybe', expected one of",
+            ),
+            ("trusted_proxies: nowhere", "trusted_proxies: found 'nowhere', expected "),
+            ("use_x_forwarded_for: true", "use_x_forwarded_for: found true, expected trusted_pro"),
+            ("virtual_keys: {}", "virtual_keys: found a mapping, expected a list"),
+            ("virtual_keys: [{key_alias: a}]", "virtual_keys[0].key_hash: "),
+            (
+                "virtual_keys: [{key_hash: sk-planted-key-of-mine}]",
+                "virtual_keys[0].key_hash: found text, expected the SHA-256 of the key",
+            ),
+            (
+                "virtual_keys: [{key_hash: %s, max_bugdet: 1}]" % ("ab" * 32),
+                "virtual_keys[0].max_bugdet: ",
+            ),
+            (
+                "virtual_keys: [{{key_hash: {}}}, {{key_hash: {}}}]".format("ab" * 32, "AB" * 32),
+                "virtual_keys[1].key_hash: found a key that is there already",
+            ),
+        ):
+            found = self.problems(f"general_settings: {{{text}}}")
+            self.assertEqual(len(found), 1, found)
+            self.assertIn(f"config.yaml:1: general_settings.{problem}", found[0])
+            self.assertNotIn("planted", found[0])
+        for text, problem in (
+            ("rpm: lots", "rpm: found 'lots', expected a whole number from 0 up"),
+            ("max_budget: -1", "max_budget: found -1, expected "),
+            ("budget_duration: soon", "budget_duration: found 'soon', expected "),
+        ):
+            [found] = self.one_problem(f"model: bedrock/eu-west-1/x.y, {text}")
+            self.assertIn(f"model_list[0].litellm_params.{problem}", found)
 
     def test_on_disconnect(self) -> None:
         """The general policy, and a deployment's own."""

@@ -131,7 +131,10 @@ class ImportTests(SynchronousTestCase):
 
     def test_exchange(self) -> None:
         """The exchange knows neither HTTP's library nor a room."""
-        self.assert_only("exchange", "accounting", "core", "errors", "interfaces", "signer")
+        self.assert_only(
+            "exchange", "accounting", "admission", "core", "errors", "interfaces", "signer"
+        )
+        self.assert_only("admission", "accounting", "core", "errors", "interfaces")
         for name in self.imports["txbedrock.exchange"]:
             self.assertFalse(within(name, "twisted.web", "treq", "botocore"), name)
 

@@ -1,5 +1,5 @@
 """
-One request's life: auth -> route -> balance -> sign -> forward -> relay -> settle.
+One request's life: auth -> route -> admit -> balance -> sign -> forward -> relay -> settle.
 
 This is the page on which the flow can be read. It decides nothing by itself:
 decisions are ``core``'s, and it knows neither twisted.web nor a socket.
@@ -8,16 +8,17 @@ decisions are ``core``'s, and it knows neither twisted.web nor a socket.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from txbedrock.accounting import Accounts
+from txbedrock.admission import Admission
 from txbedrock.core.attribution import attribution
-from txbedrock.core.auth import signing_scope_of
+from txbedrock.core.auth import Principal, signing_scope_of
 from txbedrock.core.balance import Turns
 from txbedrock.core.deployments import OnDisconnect
 from txbedrock.core.eventstream import exception_frame
@@ -76,6 +77,7 @@ class Gateway:
         signer: Signer,
         upstream: IUpstream,
         accounts: Accounts,
+        admission: Admission,
         admit: Callable[[], None],
         user_header: bytes | None = None,
         drain: DrainLimits | None = None,
@@ -88,6 +90,7 @@ class Gateway:
         self._signer = signer
         self._upstream = upstream
         self._accounts = accounts
+        self._admission = admission
         self._admit = admit
         self._user_header = user_header
         self._drain_limits = drain or DrainLimits()
@@ -148,7 +151,20 @@ class Gateway:
         # The record first: an answer that a client got whole is always on it.
         record.duration_s = self._now() - request.received
         self._accounts.settle(record)
+        self._give_back(record)
         close()
+
+    def _give_back(self, record: ExchangeRecord) -> None:
+        """What was reserved and not used."""
+        reservation = record.reservation
+        if reservation is None:
+            return
+        if record.attempts:
+            assert record.cost is not None
+            assert record.usage is not None
+            reservation.settle(record.cost.picousd, record.usage)
+        else:
+            reservation.release()
 
     async def _carry(
         self, request: InboundRequest, downstream: IDownstream, record: ExchangeRecord
@@ -156,13 +172,21 @@ class Gateway:
         """
         :returns: what ends the answer, to be called when the record is kept.
         """
-        record.principal = await self._keys.principal(request)
+        principal = record.principal = await self._keys.principal(request)
         self._admit()
         match = record.match = self._route(request)
         record.attribution = attribution(
-            request.headers, request.raw_path, request.body.start(), self._user_header
+            request.headers,
+            request.raw_path,
+            request.body.start(),
+            self._user_header,
         )
-        choice = record.choice = self._choose(match, record)
+        if principal.tags:
+            tags = dict.fromkeys((*principal.tags, *record.attribution.tags))
+            record.attribution = replace(record.attribution, tags=tuple(tags))
+        self._admission.permit(principal, request, match)
+        choices = self._resolve(principal, match, record)
+        choice = record.choice = await self._admission.reserve(record, choices)
         identity = _identity(record)
         request = await self._signer.with_metadata(request, match, identity)
         record.overhead_s = self._now() - (request.complete or request.received)
@@ -194,12 +218,18 @@ class Gateway:
             )
         return match
 
-    def _choose(self, match: Match, record: ExchangeRecord) -> Choice:
+    def _resolve(
+        self, principal: Principal, match: Match, record: ExchangeRecord
+    ) -> Sequence[Choice]:
+        """What can serve the request, the best first."""
         if match.model_label is None:
-            return self._models.direct()
-        resolution = self._models.resolve(decode_label(match.model_label))
+            return (self._models.direct(),)
+        label = decode_label(match.model_label)
+        label = principal.aliases.get(label, label)
+        resolution = self._models.resolve(label)
         record.model_name = resolution.model_name or resolution.choices[0].model_id
-        return self._turns.order(resolution.model_name, resolution.choices)[0]
+        self._admission.permit_model(principal, label, resolution)
+        return self._turns.order(resolution.model_name, resolution.choices)
 
     async def _attempt(
         self,
@@ -230,6 +260,8 @@ class Gateway:
         relay = self._upstream.relay(response, taker, meter.feed)
         if not short:
             record.status = response.status
+            if record.reservation is not None:
+                headers += record.reservation.headers()
             downstream.head(response.status, response.phrase, headers, response.length)
         try:
             ending = await relay.run()
@@ -250,6 +282,8 @@ class Gateway:
             cost = self._accounts.price(record).picousd
             if cost is not None:
                 headers.append((b"x-litellm-response-cost", picousd_as_usd(cost).encode()))
+            if record.reservation is not None:
+                headers += record.reservation.headers(cost)
 
             def send() -> None:
                 downstream.head(response.status, response.phrase, headers, len(body))

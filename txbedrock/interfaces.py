@@ -19,6 +19,7 @@ from twisted.web.iweb import IBodyProducer
 from txbedrock.core.attribution import NOBODY, Attribution
 from txbedrock.core.auth import Principal
 from txbedrock.core.credentials import BearerToken, Credentials
+from txbedrock.core.demand import Demand
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.core.entries import By, Filters, LedgerEntry, Page, Total
 from txbedrock.core.grants import Budget, Customer, Grant, Key, Level, Tag, Team, User
@@ -43,8 +44,10 @@ __all__ = [
     "IExchangeLog",
     "IKeyStore",
     "ILedger",
+    "ILimits",
     "IMeter",
     "IRelay",
+    "IReservation",
     "ITaker",
     "IUpstream",
     "IUpstreamResponse",
@@ -394,6 +397,38 @@ class IKeyStore(Protocol):
         """
 
 
+class IReservation(Protocol):
+    """Room that a request has. To be settled or released; the first of it counts."""
+
+    def settle(self, picousd: int | None, usage: Usage) -> None:
+        """
+        The request is over. In the same turn in which the ledger gets its entry.
+
+        :param picousd: what it cost; None: that is not known.
+        """
+
+    def release(self) -> None:
+        """Nothing was sent, so nothing counts."""
+
+    def headers(self, picousd: int | None = None) -> HeaderList:
+        """
+        What the answer says of the limits.
+
+        :param picousd: what the request cost, if that is known before it is settled.
+        """
+
+
+class ILimits(Protocol):
+    """Limits and budgets, in this process or shared."""
+
+    async def reserve(self, levels: Sequence[Level], demand: Demand) -> IReservation:
+        """
+        Take room at all levels, or at none. It may be cancelled.
+
+        :raises ProxyError: there is none (429), or a budget is spent (400).
+        """
+
+
 class Outcome(Enum):
     """How an exchange ended."""
 
@@ -442,6 +477,7 @@ class ExchangeRecord:
     """The model group, or the raw id."""
 
     choice: Choice | None = None
+    reservation: IReservation | None = None
     attempts: int = 0
     status: int = 0
     """What the client was told; 0: nothing."""

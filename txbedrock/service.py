@@ -40,6 +40,7 @@ class GatewayService(Service):
     The whole gateway as one service.
 
     :param listen: Twisted endpoint strings.
+    :param others: what starts and stops with it, beside the database.
     :param observer: what logs, set on the application that this service joins.
     :param program: whether it is a program of its own, which heeds signals and
         says on standard error why it does not start.
@@ -56,7 +57,9 @@ class GatewayService(Service):
         gateway: Gateway,
         credentials: CredentialPool,
         pool: Pool,
+        database: Database | None,
         ledger: KeptLedger | None,
+        others: Sequence[Service],
         reload: Callable[[], object],
         shutdown_grace_s: float,
         notices: Sequence[str] = (),
@@ -68,7 +71,9 @@ class GatewayService(Service):
         self._gateway = gateway
         self._credentials = credentials
         self._pool = pool
+        self._database = database
         self._ledger = ledger
+        self._others = others
         self._reload = reload
         self._grace_s = shutdown_grace_s
         self._notices = notices
@@ -123,6 +128,12 @@ class GatewayService(Service):
             self._reactor.callWhenRunning(self._heed_signals)
         if self._ledger is not None:
             self._start_ledger(self._ledger)
+        if self._database is not None:
+            self._log.info("the database is {where}", where=self._database.shown)
+            opening = Deferred.fromCoroutine(self._database.open())
+            opening.addErrback(self._no_database)
+        for other in self._others:
+            other.startService()
         for notice in self._notices:
             self._log.warn("{notice}", notice=notice)
         self._credentials.startService()
@@ -142,9 +153,6 @@ class GatewayService(Service):
             if self._program:
                 print(f"bedrockproxy: {reason}", file=self._stderr, flush=True)
             raise CannotStart(reason) from None
-        self._log.info("the ledger is in {where}", where=kept.database.shown)
-        opening = Deferred.fromCoroutine(kept.database.open())
-        opening.addErrback(self._no_database)
 
     def _no_database(self, failure: Failure) -> None:
         """It is away, and the journal keeps everything meanwhile; or it is not for us."""
@@ -220,7 +228,10 @@ class GatewayService(Service):
         await self._gateway.idle()
         if self._ledger is not None:
             await _maybe(self._ledger.ledger.stopService())
-            await self._ledger.database.close()
+        for other in self._others:
+            await _maybe(other.stopService())
+        if self._database is not None:
+            await self._database.close()
         await _maybe(self._pool.closeCachedConnections())
         await _maybe(self._credentials.stopService())
         self._log.info("stopped")
@@ -249,10 +260,9 @@ class GatewayService(Service):
 class KeptLedger:
     """The ledger, and what it needs."""
 
-    def __init__(self, settings: LedgerSettings, reactor: Any) -> None:
-        self.database = Database(settings.database_url, reactor)
+    def __init__(self, settings: LedgerSettings, database: Database, reactor: Any) -> None:
         journal = Journal(settings.journal_path, max_bytes=settings.journal_max_bytes)
-        self.ledger = Ledger(journal, self.database, reactor)
+        self.ledger = Ledger(journal, database, reactor)
         self._refuses = settings.refuse_when_full
 
     @property

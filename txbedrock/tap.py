@@ -276,9 +276,13 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_BEARER_T
 
 def _secrets(settings: Settings) -> set[str]:
     """Every secret that the configuration and the environment hold."""
-    found = {settings.master_key, *(os.environ.get(name) for name in _SECRET_VARIABLES)}
-    if settings.ledger is not None:
-        found.add(urlsplit(settings.ledger.database_url).password)
+    found = {
+        settings.master_key,
+        settings.access.salt,
+        *(os.environ.get(name) for name in _SECRET_VARIABLES),
+    }
+    if settings.database_url is not None:
+        found.add(urlsplit(settings.database_url).password)
     deployments = [*settings.deployments]
     if settings.default is not None:
         deployments.append(settings.default)

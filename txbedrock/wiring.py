@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,19 +17,25 @@ from twisted.web.resource import Resource
 
 from txbedrock import data
 from txbedrock.accounting import Accounts, InLedger
+from txbedrock.admission import Admission
 from txbedrock.config import Settings, load_prices
+from txbedrock.core.addresses import parse_network
+from txbedrock.core.demand import ModelSizes
 from txbedrock.core.endpoints import Endpoints
 from txbedrock.core.models import Models
 from txbedrock.core.operations import Operations
+from txbedrock.core.permissions import Access
 from txbedrock.core.pricing import PriceTable
 from txbedrock.errors import ConfigError
 from txbedrock.exchange import DrainLimits, Gateway
+from txbedrock.inbound.admin.management import management_resources
 from txbedrock.inbound.admin.metrics import MetricsResource
 from txbedrock.inbound.admin.spend import spend_resources
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
+from txbedrock.limits import Limiter
 from txbedrock.logs import AccessLog
 from txbedrock.metrics import CONTENT_TYPE, Metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
@@ -37,7 +44,9 @@ from txbedrock.outbound.credentials import CredentialPool
 from txbedrock.outbound.upstream import Upstream
 from txbedrock.service import GatewayService, KeptLedger
 from txbedrock.signer import Signer
-from txbedrock.storage.keys import AnyKey, MasterKey
+from txbedrock.storage.database import Database
+from txbedrock.storage.directory import Directory
+from txbedrock.storage.keys import AnyKey, KeyStore, MasterKey
 
 __all__ = ["build"]
 
@@ -78,8 +87,11 @@ def build(
     )
     policy = https_policy(settings.ca_bundle, settings.verify_tls)
     agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
-    kept = None if settings.ledger is None else KeptLedger(settings.ledger, reactor)
-    keys: IKeyStore = MasterKey(settings.master_key) if settings.master_key else AnyKey()
+    database = None if settings.database_url is None else Database(settings.database_url, reactor)
+    kept = None
+    if settings.ledger is not None and database is not None:
+        kept = KeptLedger(settings.ledger, database, reactor)
+    keys, directory = _keys(settings, database, reactor, wall_clock)
     models = Models(settings.deployments, settings.model_group_alias, settings.default)
     user_header = None if settings.user_header is None else settings.user_header.encode()
     metrics = Metrics(
@@ -89,6 +101,18 @@ def build(
                 "Exchanges, drained ones included",
                 lambda: gateway.in_flight,
             ),
+            "txbedrock_limits_waiting": (
+                "Requests that wait for what others have reserved",
+                lambda: limiter.waiting,
+            ),
+            "txbedrock_limits_levels": (
+                "Keys, teams, users, end users and tags whose use is counted",
+                lambda: limiter.levels,
+            ),
+            "txbedrock_budgets_unknown_costs": (
+                "Requests whose cost was not known when their budget was settled",
+                lambda: limiter.unknown_costs,
+            ),
             **({} if kept is None else kept.gauges()),
         }
     )
@@ -96,8 +120,16 @@ def build(
     accounts = Accounts(
         load_prices(settings.price_file), [*kept_in, metrics, *(logs or [AccessLog()])]
     )
+    limiter = Limiter(
+        None if kept is None else kept.ledger,
+        reactor,
+        wall_clock,
+        wait_s=settings.access.limit_wait_s,
+        allow_unpriced=settings.access.allow_unpriced,
+    )
     gateway = Gateway(
         keys=keys,
+        admission=Admission(keys, limiter, accounts, ModelSizes.parse(data.load("model_limits"))),
         operations=Operations(data.load("operations")),
         models=models,
         signer=Signer(
@@ -134,6 +166,10 @@ def build(
                 None if kept is None else kept.ledger,
                 lambda model, usage: accounts.would_cost(models, model, usage),
                 hint,
+                directory,
+            ),
+            **management_resources(
+                keys, directory, None if kept is None else kept.ledger, _salt(settings)
             ),
         }
 
@@ -153,6 +189,7 @@ def build(
             ),
             wall_seconds=wall_clock,
             route_prefix=settings.route_prefix.encode(),
+            trusted_proxies=[parse_network(text) for text in settings.access.trusted_proxies],
         )
 
     service = GatewayService(
@@ -162,7 +199,9 @@ def build(
         gateway=gateway,
         credentials=credentials,
         pool=pool,
+        database=database,
         ledger=kept,
+        others=[limiter, *([keys] if isinstance(keys, KeyStore) else [])],
         reload=lambda: _reload_prices(accounts, settings.price_file),
         shutdown_grace_s=limits.shutdown_grace_s,
         notices=settings.notices,
@@ -170,6 +209,40 @@ def build(
         program=program,
     )
     return service
+
+
+def _salt(settings: Settings) -> bytes | None:
+    """What AWS-style pairs are derived with."""
+    salt = settings.access.salt or settings.master_key
+    return None if salt is None else salt.encode()
+
+
+def _keys(
+    settings: Settings, database: Database | None, reactor: Any, wall_clock: Callable[[], float]
+) -> tuple[IKeyStore, Directory | None]:
+    """Who is behind a key, and where keys are kept."""
+    access = settings.access
+    master = MasterKey(settings.master_key) if settings.master_key else None
+    if database is None:
+        return master or AnyKey(), None
+    directory = Directory(database, wall_clock=wall_clock, configured=access.keys)
+    if master is None and not access.keys:
+        return AnyKey(), directory
+    store = KeyStore(
+        master,
+        directory,
+        database,
+        salt=_salt(settings) or b"",
+        access=partial(
+            Access, access_groups=settings.access_groups, route_prefix=settings.route_prefix
+        ),
+        reactor=reactor,
+        wall_clock=wall_clock,
+        cache_age_s=access.key_cache_age_s,
+        cache_grace_s=access.key_cache_grace_s,
+        default_customer_limits=access.end_user_limits,
+    )
+    return store, directory
 
 
 def _reload_prices(accounts: Accounts, path: str | None) -> None:

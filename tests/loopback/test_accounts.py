@@ -49,7 +49,8 @@ class AccountTestCase(SandboxedTestCase):
             self.deployment(id="arn", model_name="arn", model_id=PROFILE),
             self.deployment(id="based", model_name="based", model_id=PROFILE, base_model=NOVA),
         )
-        await self.start_gateway(self.settings(deployments=deployments, **changes))
+        self.with_models = self.settings(deployments=deployments, **changes)
+        await self.start_gateway(self.with_models)
 
     def prices(self, model: str) -> dict[str, int]:
         """Of the shipped table, by its very name."""

@@ -123,8 +123,9 @@ class SessionTests(GatewayTestCase):
         self.assertEqual(signed_by, [b"ASIASTUB2", b"ASIASTUB3", b"ASIASTUB2"])
         start, bob, _ = stub.calls
         self.assertNotIn("Tags.member.1.Key", start.form)
-        self.assertEqual(
-            [(bob.form[f"Tags.member.{n}.Key"], bob.form[f"Tags.member.{n}.Value"]) for n in (1, 2)],
-            [("key_alias", "master_key"), ("end_user", "bob")],
-        )
+        tags = {
+            bob.form[f"Tags.member.{number}.Key"]: bob.form[f"Tags.member.{number}.Value"]
+            for number in (1, 2)
+        }
+        self.assertEqual(tags, {"key_alias": "master_key", "end_user": "bob"})
         self.assertEqual(bob.form["RoleSessionName"], "txbedrock-master_key@bob")

@@ -205,7 +205,7 @@ class ProgramTestCase(GatewayTestCase):
         """From the start to the end, with so many lines of requests between them."""
         expected = [
             r"txbedrock \S+ with Twisted \S+ and Python \S+, process \d+",
-            r"the ledger is in sqlite:///\S+/txbedrock\.db",
+            r"the database is sqlite:///\S+/txbedrock\.db",
             r"the AWS credential chain: AWS credentials loaded, valid without expiry",
             r"ready on 127\.0\.0\.1:\d+",
             *between,
@@ -267,7 +267,7 @@ class StartTests(ProgramTestCase):
         child = self.start()
         await self.end(child, 1)
         self.assertEqual(len(child.err.splitlines()), 1, child.err)
-        self.assertRegex(child.err, r"^bedrockproxy: the database: .* at step 9000 .* or a newer one")
+        self.assertRegex(child.err, "^bedrockproxy: the database: .* at step 9000 .* a newer one")
         self.assertEqual(self.files(), ["config.yaml"])
 
     async def test_json(self) -> None:

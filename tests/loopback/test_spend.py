@@ -24,9 +24,10 @@ class SpendTestCase(AccountTestCase):
 
     async def start_ledger(self, **changes: Any) -> None:
         folder = self.mktemp()
-        changes.setdefault("database_url", f"sqlite:///{folder}.db")
-        self.ledger_settings = LedgerSettings(journal_path=f"{folder}-journal", **changes)
-        await self.start_models(ledger=self.ledger_settings)
+        url = changes.pop("database_url", f"sqlite:///{folder}.db")
+        ledger = LedgerSettings(journal_path=f"{folder}-journal", **changes)
+        self.kept = {"database_url": url, "ledger": ledger}
+        await self.start_models(**self.kept)
 
     async def get(self, path: str, status: int = 200, key: str | None = KEY) -> Any:
         """The JSON at a path of the management's."""
@@ -196,7 +197,7 @@ class TotalsTests(SpendTestCase):
         before = await self.get("/global/spend")
         await self.gateway.stopService()
         port = self.upstream_port
-        await self.start_gateway(self.settings(ledger=self.ledger_settings))
+        await self.start_gateway(self.settings(**self.kept))
         self.assertEqual(self.upstream_port, port)
         self.assertEqual(await self.get("/global/spend"), before)
 
@@ -310,6 +311,9 @@ class MetricsTests(SpendTestCase):
         await self.ask(request("/bedrock/model/haiku/converse"))
         self.sandbox.faults.add("error", status=403, code="AccessDeniedException", times=1)
         await self.ask(request("/bedrock/model/haiku/converse"))
+        kept = self.gateway._ledger
+        assert kept is not None
+        await kept.ledger.flush()
         client = await self.ask(request("/metrics", b"", method="GET"))
         text = client.body.decode()
         entry = self.records.entries[0]

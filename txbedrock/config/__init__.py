@@ -4,10 +4,11 @@
 
 from txbedrock.config.loading import default_settings, load
 from txbedrock.config.prices import load_prices
-from txbedrock.config.settings import SERVICES, LedgerSettings, Limits, Settings
+from txbedrock.config.settings import SERVICES, AccessSettings, LedgerSettings, Limits, Settings
 
 __all__ = [
     "SERVICES",
+    "AccessSettings",
     "LedgerSettings",
     "Limits",
     "Settings",

@@ -72,15 +72,10 @@ MODEL: Mapping[str, Kind] = {}
 CREDENTIAL: Mapping[str, Kind] = {"credential_info": _map}
 
 LITELLM_PARAMS: Mapping[str, Kind] = {
-    "rpm": _limit_count,
-    "tpm": _limit_count,
     "weight": _amount,
     "order": _count,
     "max_retries": _count,
     "num_retries": _count,
-    "max_parallel_requests": _limit_count,
-    "max_budget": _limit,
-    "budget_duration": _text,
     "tags": _list,
     "use_in_pass_through": _bool,
     "mock_response": _any,
@@ -98,7 +93,6 @@ LITELLM_PARAMS: Mapping[str, Kind] = {
 
 MODEL_INFO: Mapping[str, Kind] = {
     "mode": _text,
-    "access_groups": _limit_list,
     "supported_environments": _limit_list,
     **_prices,
     "description": _any,
@@ -175,7 +169,6 @@ GENERAL_SETTINGS: Mapping[str, Kind] = {
     "disable_adding_master_key_hash_to_db": _bool,
     "disable_retry_on_max_parallel_request_limit_error": _bool,
     "litellm_key_header_name": _text,
-    "use_x_forwarded_for": _bool,
     "allowed_ips": _limit_list,
     "allowed_routes": _limit_list,
     "admin_only_routes": _limit_list,
@@ -221,7 +214,6 @@ LITELLM_SETTINGS: Mapping[str, Kind] = {
     "default_team_params": _map,
     "upperbound_key_generate_params": _limit_map,
     "key_generation_settings": _limit_map,
-    "max_end_user_budget": _limit,
     "max_internal_user_budget": _limit,
     "internal_user_budget_duration": _text,
     "max_ui_session_budget": _limit,

@@ -27,7 +27,7 @@ from typing import TypeVar
 from botocore.configloader import load_config, raw_config_parse
 from botocore.exceptions import BotoCoreError
 
-from txbedrock.config import litellm
+from txbedrock.config import access, litellm
 from txbedrock.config.fields import (
     Field,
     Found,
@@ -124,6 +124,7 @@ _STATIC = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 _OURS = frozenset(
     {
+        *access.OURS,
         "allow_no_key",
         "ca_bundle",
         "client_stall_timeout",
@@ -189,6 +190,7 @@ class _Configuration:
         self._credentials: dict[str, Section] = {}
         self._left_out: set[str] = set()  # names of deployments of other providers
         self._named: set[str] = set()  # names of all others
+        self._access_groups: dict[str, set[str]] = {}
         self._ids = {"default"}
         self._price_file = self._general.get("price_file", file_name)
         self._price_table: PriceTable | None = None
@@ -204,6 +206,7 @@ class _Configuration:
         default = self._default_deployment(on_disconnect)
         deployments = self._deployments(on_disconnect)
         verify_tls, ca_bundle = self._tls()
+        database_url = self._url_of_database()
         if self._price_file is not None:
             self._prices_of_all()
         settings = Settings(
@@ -214,11 +217,14 @@ class _Configuration:
             use_fips=self._variant("use_fips_endpoint"),
             use_dualstack=self._variant("use_dualstack_endpoint"),
             master_key=self._master_key(),
+            access=access.access_settings(self._general, self._litellm, self._env),
+            access_groups={name: frozenset(found) for name, found in self._access_groups.items()},
             allow_no_key=self._general.get("allow_no_key", boolean) or False,
             route_prefix=_or(self._general.get("route_prefix", _route_prefix), "/bedrock"),
             limits=self._limits(),
             price_file=self._price_file,
-            ledger=self._ledger(),
+            database_url=database_url,
+            ledger=self._ledger(database_url),
             user_header=self._user_header(),
             request_metadata=self._general.get("request_metadata", _identity_fields) or (),
             ca_bundle=ca_bundle,
@@ -236,11 +242,13 @@ class _Configuration:
 
     # The ledger
 
-    def _ledger(self) -> LedgerSettings | None:
+    def _url_of_database(self) -> str:
         url = self._general.get("database_url", _database_url)
         if url is None and "database_url" not in self._general:
             url = self._env.get("DATABASE_URL", _database_url)
-        url = url or "sqlite:///" + os.path.abspath("txbedrock.db")
+        return url or "sqlite:///" + os.path.abspath("txbedrock.db")
+
+    def _ledger(self, url: str) -> LedgerSettings | None:
         journal_path = self._general.get("journal_path", _path)
         if journal_path is None:
             file = url.removeprefix("sqlite:///")
@@ -251,7 +259,6 @@ class _Configuration:
         if self._general.get("disable_spend_logs", boolean):
             return None
         return LedgerSettings(
-            database_url=url,
             journal_path=journal_path,
             journal_max_bytes=_or(max_bytes, _JOURNAL_MAX_BYTES),
             refuse_when_full=not go_on,
@@ -357,9 +364,12 @@ class _Configuration:
             on_disconnect=params.get("on_disconnect", _on_disconnect) or on_disconnect,
             region_from_model=only_default,
             prices=prices,
+            limits=access.deployment_limits(params),
             session_tags=self._session_tags(params),
             base_model=self._base_model(params, info, model, region or ""),
         )
+        for name in access.access_groups(info):
+            self._access_groups.setdefault(name, set()).add(deployment.model_name)
         params.finish(litellm.LITELLM_PARAMS, ours=_OURS_OF_DEPLOYMENT, others=LITELLM_KEYS)
         info.finish(litellm.MODEL_INFO, others=LITELLM_KEYS)
         item.finish(litellm.MODEL)

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from txbedrock.core.deployments import Deployment
+from txbedrock.core.grants import NO_LIMITS, Key
+from txbedrock.core.grants import Limits as GrantedLimits
 
-__all__ = ["SERVICES", "LedgerSettings", "Limits", "Settings"]
+__all__ = ["SERVICES", "AccessSettings", "LedgerSettings", "Limits", "Settings"]
 
 SERVICES = (
     "bedrock",
@@ -67,10 +69,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """Where what exchanges cost is kept."""
-
-    database_url: str = field(repr=False)
-    """``sqlite:///FILE``, its path absolute, or ``postgresql://...``."""
+    """How what exchanges cost is kept, in the database and before."""
 
     journal_path: str
     """A folder on a local disk; absolute."""
@@ -80,6 +79,35 @@ class LedgerSettings:
 
     refuse_when_full: bool = True
     """What to do when it is reached: refuse requests, or carry them unrecorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may ask for what, and how much, besides what the database says."""
+
+    keys: tuple[Key, ...] = ()
+    """Virtual keys of the configuration's own."""
+
+    salt: str | None = field(default=None, repr=False)
+    """The secret that AWS-style pairs are derived with; None: the master key is."""
+
+    key_cache_age_s: float = 5.0
+    """For how long what is known of a key is believed without asking again."""
+
+    key_cache_grace_s: float = 3600.0
+    """For how long it is when the database does not answer."""
+
+    allow_unpriced: bool = False
+    """Whether a key with a budget may use what has no price."""
+
+    limit_wait_s: float = 10.0
+    """How long a request may wait for what others have reserved."""
+
+    end_user_limits: GrantedLimits = NO_LIMITS
+    """Of end users that have none of their own."""
+
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose ``X-Forwarded-For`` is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +128,10 @@ class Settings:
     use_fips: bool = False
     use_dualstack: bool = False
     master_key: str | None = field(default=None, repr=False)
+    access: AccessSettings = AccessSettings()
+
+    access_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names that lists of models may hold, and the model groups that they mean."""
 
     allow_no_key: bool = False
     """Whether to serve other machines although there is no master key."""
@@ -112,8 +144,12 @@ class Settings:
     price_file: str | None = None
     """Prices that replace those of the shipped table, model by model."""
 
+    database_url: str | None = field(default=None, repr=False)
+    """``sqlite:///FILE``, its path absolute, or ``postgresql://...``. None: there are
+    neither virtual keys nor a ledger."""
+
     ledger: LedgerSettings | None = None
-    """None: nothing is kept, and spend is not known."""
+    """None: nothing is kept of exchanges, and spend is not known."""
 
     user_header: str | None = None
     """Lower-case name of a header that names the end user."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from txbedrock.core.grants import NO_LIMITS, Limits
+
 __all__ = ["CredentialSpec", "Deployment", "OnDisconnect"]
 
 
@@ -91,6 +93,10 @@ class Deployment:
 
     prices: tuple[tuple[str, int], ...] = ()
     """Its own prices, in pico-USD by name (:mod:`~txbedrock.core.pricekeys`)."""
+
+    limits: Limits = field(default=NO_LIMITS, hash=False)
+    """What may be asked of it; :data:`~txbedrock.core.grants.NO_LIMITS` itself if
+    nothing is limited."""
 
     session_tags: tuple[str, ...] = ()
     """What AWS is told in the tags of the role's session, of

@@ -8,6 +8,7 @@ or an id that Bedrock itself knows, which the default deployment serves.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from dataclasses import dataclass
 from ..errors import InvalidRequest, ProxyError, UnknownModel
 from .deployments import Deployment
 
-__all__ = ["Choice", "Models", "Resolution", "arn_region", "bare_id", "is_region"]
+__all__ = [
+    "Choice",
+    "Models",
+    "Resolution",
+    "arn_region",
+    "bare_id",
+    "is_region",
+    "model_in_body",
+]
 
 _REGION = re.compile(r"[a-z]{2,5}(-[a-z]+)+-[0-9]{1,2}")
 
@@ -91,6 +100,28 @@ def bare_id(name: str) -> tuple[str, str]:
         else:
             break
     return rest, region
+
+
+def model_in_body(body: bytes) -> str:
+    """
+    The model that a JSON body names in its member ``model``.
+
+    :returns: empty if there is none, or more than one: who takes which is not sure.
+    """
+    found: list[object] = []
+
+    def members(pairs: list[tuple[str, object]]) -> None:
+        # Called for the outermost object last.
+        found[:] = [value for name, value in pairs if name == "model"]
+
+    try:
+        document = json.loads(body, object_pairs_hook=members)
+    except (ValueError, RecursionError):
+        return ""
+    # The hook has made None of every object.
+    if document is not None or len(found) != 1 or not isinstance(found[0], str):
+        return ""
+    return found[0]
 
 
 @dataclass(frozen=True, slots=True)

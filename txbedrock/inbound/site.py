@@ -5,8 +5,9 @@ HTTP towards clients: limits on what they may send and how long they may take.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
@@ -16,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
 
+from txbedrock.core.addresses import Network, client_address
 from txbedrock.core.replies import ErrorShape, Reply, render, shape_of
 from txbedrock.errors import (
     BadHttp,
@@ -29,6 +31,10 @@ from txbedrock.inbound.body import Body
 from txbedrock.interfaces import InboundRequest
 
 __all__ = ["Channel", "ClientLimits", "Request", "Site", "inbound_request", "send_reply"]
+
+
+# Twisted's own list lacks 429, 431 and others.
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +120,32 @@ def inbound_request(request: Request, raw_path: bytes | None = None) -> InboundR
     :param raw_path: below the gateway's prefix; None: there is none.
     """
     path, mark, query = request.uri.partition(b"?")
+    site = request.channel.site
+    headers = [
+        (name, value)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        for value in values
+    ]
+    peer = getattr(request.client, "host", "-")
+    if site.trusted_proxies:
+        peer = client_address(peer, headers, site.trusted_proxies)
     return InboundRequest(
         id=str(uuid.uuid4()),
         method=request.method,
         raw_path=path if raw_path is None else raw_path,
         raw_query=query if mark else None,
-        headers=[
-            (name, value)
-            for name, values in request.requestHeaders.getAllRawHeaders()
-            for value in values
-        ],
+        headers=headers,
         body=request.content,
-        peer=getattr(request.client, "host", "-"),
+        peer=peer,
         received=request.received,
-        complete=request.channel.site.wall_seconds(),
+        complete=site.wall_seconds(),
         received_path=path,
     )
 
 
 def send_reply(request: server.Request, reply: Reply) -> None:
     """Answer a request with a whole reply and finish it."""
-    request.setResponseCode(reply.status)
+    request.setResponseCode(reply.status, _PHRASES.get(reply.status, b""))
     for name, value in reply.headers:
         request.responseHeaders.setRawHeaders(name, [value])
     request.setHeader(b"Server", b"txbedrock")
@@ -312,9 +323,6 @@ class Channel(http.HTTPChannel):
 
 
 # twisted.web does not know RFC 6585.
-_PHRASES = {**http.RESPONSES, 431: b"Request Header Fields Too Large"}
-
-
 def _ignore(_data: bytes) -> None:
     pass
 
@@ -324,6 +332,7 @@ class Site(server.Site):
     The server: knows its connections, and drains them.
 
     :param clock: for time limits; :param wall_seconds: POSIX seconds.
+    :param trusted_proxies: whose ``X-Forwarded-For`` is believed.
     """
 
     noisy = False
@@ -336,11 +345,13 @@ class Site(server.Site):
         *,
         wall_seconds: Callable[[], float],
         route_prefix: bytes = b"",
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
         server.Site.__init__(self, resource, parsePOSTFormSubmission=False)
         self.clock = clock
         self.limits = limits
         self.wall_seconds = wall_seconds
+        self.trusted_proxies = trusted_proxies
         self.displayTracebacks = False
         self.draining = False
         self._prefix = route_prefix

@@ -1,0 +1,130 @@
+"""
+May this request be carried, and is there room for it? Between route and balance.
+
+Permissions are asked of the key's :class:`~txbedrock.core.permissions.Access`; room is
+taken at all levels that have limits: the key, its team, its user, the end user, the
+tags, the deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
+
+from txbedrock.accounting import Accounts
+from txbedrock.core.auth import Principal
+from txbedrock.core.demand import Demand, ModelSizes, TokenRatios
+from txbedrock.core.grants import NO_LIMITS, Level
+from txbedrock.core.limits import BudgetExceeded, RateLimited
+from txbedrock.core.models import Choice, Resolution, model_in_body
+from txbedrock.core.operations import Match
+from txbedrock.core.permissions import EVERYTHING
+from txbedrock.core.pricing import is_billed
+from txbedrock.interfaces import ExchangeRecord, IKeyStore, ILimits, InboundRequest
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """
+    Lets requests in, or refuses them.
+
+    :param keys: knows the limits of end users and tags.
+    :param accounts: knows prices.
+    :param sizes: how much models give at most.
+    """
+
+    def __init__(
+        self, keys: IKeyStore, limits: ILimits, accounts: Accounts, sizes: ModelSizes
+    ) -> None:
+        self._keys = keys
+        self._limits = limits
+        self._accounts = accounts
+        self._sizes = sizes
+        self._ratios = TokenRatios()
+
+    def permit(self, principal: Principal, request: InboundRequest, match: Match) -> None:
+        """:raises AccessDenied: the key may not call this, not from here, or not this way."""
+        access = principal.access
+        if access is EVERYTHING:
+            return
+        access.check_address(request.peer)
+        access.check_route(unquote_to_bytes(request.received_path).decode("utf-8", "replace"))
+        access.check_operation(match.operation, request.method, request.raw_path)
+        if access.restricts_models and match.model_label is None:
+            # Nobody resolves it, but the body of an OpenAI or Anthropic request has one.
+            name = _unresolved_model(request, match)
+            if name:
+                access.check_model(name, "", (name,))
+            else:
+                access.check_unseen_model(match.operation, request.method)
+
+    def permit_model(self, principal: Principal, label: str, resolution: Resolution) -> None:
+        """
+        :param label: what was resolved.
+        :raises AccessDenied: the key may not use this model.
+        """
+        if principal.access.restricts_models:
+            ids = [choice.model_id for choice in resolution.choices]
+            principal.access.check_model(label, resolution.model_name, ids)
+
+    async def reserve(self, record: ExchangeRecord, choices: Sequence[Choice]) -> Choice:
+        """
+        Take room for a request at all its levels; put it on the record.
+
+        :returns: the first of the choices that has room itself.
+        :raises RateLimited: there is none now.
+        :raises BudgetExceeded: a budget is spent.
+        :raises BudgetUnpriced: there is a budget, and no price.
+        """
+        assert record.principal is not None
+        levels: Sequence[Level] = record.principal.levels
+        said = record.attribution
+        if said.end_user or said.tags:
+            levels = (*levels, *await self._keys.levels(said.end_user, said.tags))
+        refusal: RateLimited | BudgetExceeded | None = None
+        for choice in choices:
+            deployment = choice.deployment
+            needed = levels
+            if deployment.limits is not NO_LIMITS:
+                label = deployment.model_name or deployment.id
+                needed = (*levels, Level("deployment", deployment.id, label, deployment.limits))
+            if not needed:
+                return choice
+            try:
+                demand = self._demand(record, choice)
+                record.reservation = await self._limits.reserve(needed, demand)
+                return choice
+            except (RateLimited, BudgetExceeded) as error:
+                if error.kind != "deployment":
+                    raise
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _demand(self, record: ExchangeRecord, choice: Choice) -> Demand:
+        request, match = record.request, record.match
+        assert match is not None
+        operation = match.operation
+        model_id = choice.model_id or _unresolved_model(request, match)
+        return Demand(
+            model=record.model_name or model_id,
+            model_id=model_id,
+            operation=operation.name,
+            body_length=request.body.length,
+            body_start=request.body.start(),
+            price=self._accounts.price_of(choice, model_id) if model_id else None,
+            ratios=self._ratios,
+            sizes=self._sizes,
+            base_model=choice.deployment.base_model,
+            billed=is_billed(operation.service, operation.name),
+            headers=request.headers,
+        )
+
+
+def _unresolved_model(request: InboundRequest, match: Match) -> str:
+    """The model that a request of OpenAI's or Anthropic's kind names; empty: none."""
+    if match.operation.method != "*" or request.method != b"POST":
+        return ""
+    body = request.body.start()
+    return model_in_body(body) if len(body) == request.body.length else ""

@@ -1,0 +1,166 @@
+"""
+The part of the configuration that says who may ask for what, and how much.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from txbedrock.config.fields import (
+    Found,
+    Section,
+    Wrong,
+    boolean,
+    duration,
+    number,
+    one_of,
+    price,
+    text,
+)
+from txbedrock.config.settings import AccessSettings
+from txbedrock.config.yamltree import Node
+from txbedrock.core.addresses import parse_network
+from txbedrock.core.budgets import parse_duration
+from txbedrock.core.grantfields import BadFields, key_from_config
+from txbedrock.core.grants import NO_LIMITS, Key, Limits
+
+__all__ = ["OURS", "access_groups", "access_settings", "deployment_limits"]
+
+OURS = (
+    "budget_unpriced",
+    "key_cache_age",
+    "key_cache_grace",
+    "limit_wait",
+    "salt_key",
+    "trusted_proxies",
+    "virtual_keys",
+)
+"""The keys of ``general_settings`` that are read here."""
+
+_count = number(0, math.inf, whole=True)
+
+
+def access_settings(general: Section, litellm: Section, env: Section) -> AccessSettings:
+    """
+    :param general: ``general_settings``.
+    :param litellm: ``litellm_settings``.
+    :param env: the environment.
+    """
+    standard = AccessSettings()
+    if general.get("use_x_forwarded_for", boolean) and "trusted_proxies" not in general:
+        general.problem(
+            "use_x_forwarded_for",
+            "found true, expected trusted_proxies beside it: the addresses that are believed",
+        )
+    unpriced = general.get("budget_unpriced", one_of(("refuse", "allow")))
+    age = general.get("key_cache_age", duration(0))
+    grace = general.get("key_cache_grace", duration(0))
+    wait = general.get("limit_wait", duration(0))
+    end_user = litellm.get("max_end_user_budget", price)
+    return AccessSettings(
+        keys=_virtual_keys(general),
+        salt=_salt(general, env),
+        key_cache_age_s=standard.key_cache_age_s if age is None else age,
+        key_cache_grace_s=standard.key_cache_grace_s if grace is None else grace,
+        allow_unpriced=unpriced == "allow",
+        limit_wait_s=standard.limit_wait_s if wait is None else wait,
+        end_user_limits=NO_LIMITS if end_user is None else Limits(max_budget=end_user),
+        trusted_proxies=general.get("trusted_proxies", _networks) or (),
+    )
+
+
+def deployment_limits(params: Section) -> Limits:
+    """What ``litellm_params`` says of how much may be asked of a deployment."""
+
+    def count(key: str) -> int | None:
+        found = params.get(key, _count)
+        return None if found is None else int(found)
+
+    limits = Limits(
+        rpm=count("rpm"),
+        tpm=count("tpm"),
+        max_parallel=count("max_parallel_requests"),
+        max_budget=params.get("max_budget", price),
+        budget_duration=params.get("budget_duration", _period) or "",
+    )
+    # Whoever asks for room is spared the question by this very object.
+    return NO_LIMITS if limits == Limits(budget_duration=limits.budget_duration) else limits
+
+
+def access_groups(info: Section) -> tuple[str, ...]:
+    """The names by which lists of models may mean a deployment's model group."""
+    return info.get("access_groups", _texts) or ()
+
+
+def _virtual_keys(general: Section) -> tuple[Key, ...]:
+    keys: list[Key] = []
+    for item in general.sections("virtual_keys"):
+        values = {name: item.get(name, _plain) for name in item}
+        try:
+            key = key_from_config(values)
+        except BadFields as error:
+            for path, reason in error.problems:
+                first = re.split(r"[.\[]", path, maxsplit=1)[0]
+                item.problem(first or "key_hash", reason + (f" ({path})" if path != first else ""))
+            continue
+        for other in keys:
+            if other.id == key.id or (key.alias and other.alias == key.alias):
+                item.problem("key_hash", "found a key that is there already, by hash or alias")
+        keys.append(key)
+    return tuple(keys)
+
+
+def _plain(found: Found) -> Any:
+    """A value as JSON would have it; ``os.environ/NAME`` at its top only."""
+    data = found.data
+    if isinstance(data, list):
+        return [_plain(Found(node.data)) for node in data]
+    if isinstance(data, Mapping):
+        return {name: _plain(Found(node.data)) for name, node in data.items()}
+    return data
+
+
+def _salt(general: Section, env: Section) -> str | None:
+    if "salt_key" in general:
+        return general.get("salt_key", _salt_text)
+    for name in ("TXBEDROCK_SALT_KEY", "LITELLM_SALT_KEY"):
+        if name in env:
+            return env.get(name, _salt_text)
+    return None
+
+
+def _salt_text(found: Found) -> str:
+    value = text(found)
+    if len(value) < 16:
+        raise Wrong("a salt key of fewer than 16 characters", "16 or more, at random")
+    return value
+
+
+def _period(found: Found) -> str:
+    value = text(found)
+    try:
+        parse_duration(value)
+    except ValueError as error:
+        raise Wrong(found.shown, str(error)) from None
+    return value
+
+
+def _items(found: Found) -> list[Node]:
+    return found.data if isinstance(found.data, list) else [Node(found.data, "", 0)]
+
+
+def _texts(found: Found) -> tuple[str, ...]:
+    return tuple(text(Found(node.data)) for node in _items(found))
+
+
+def _networks(found: Found) -> tuple[str, ...]:
+    values = _texts(found)
+    for value in values:
+        try:
+            parse_network(value)
+        except ValueError as error:
+            raise Wrong(repr(value), str(error)) from None
+    return values
