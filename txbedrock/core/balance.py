@@ -1,13 +1,123 @@
 """
-Several deployments under one model name -> the order in which to try them.
+Several deployments under one model name -> the one for the next attempt.
+
+:class:`Balancer` is told when attempts begin, are answered and end, and says where the
+next one goes, or that there is nowhere to go and for how long. Pure: the time is an
+argument, in seconds of any clock that does not go back, and so are random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import math
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
-__all__ = ["Turns"]
+from ..errors import Fault, InvalidRequest, ProxyError
+from .health import (
+    FADE_S,
+    IN_ROTATION,
+    Circuit,
+    CircuitState,
+    FailureKind,
+    HealthSettings,
+    Pace,
+)
+from .limits import Window
+from .models import Choice
+
+__all__ = [
+    "Ask",
+    "Balancer",
+    "DeploymentState",
+    "InFlight",
+    "MemberSpec",
+    "NoDeployment",
+    "Panic",
+    "Reason",
+    "Refusal",
+    "RoutingSettings",
+    "Strategy",
+    "Turns",
+    "Waiter",
+]
+
+# Note [Where the next attempt goes]
+# ----------------------------------
+# Deployments with a lower order come first; of those that have it, the ones in rotation
+# with room in their max_parallel, rpm and tpm, and of those the strategy's choice. One
+# that has cooled down gets the next request that was nowhere yet, as its probe. Where an
+# exchange has been comes last, but before waiting. When all are cooling, the least bad
+# is tried, or the request is refused (Panic). rpm, tpm and max_parallel hold always.
+#
+# Note [Adaptive]
+# ---------------
+# The score of a deployment is the time that a request is expected to wait for its first
+# byte there, and the lowest wins: of two that are drawn from the few that were good when
+# they were looked at last, and one that is drawn from all. This is how good ones are
+# found: who is within _GOOD times the best joins the few, who is beyond leaves them. A
+# request looks at three, be there four deployments or thirty. The better of two of all
+# would send more than a third of the requests to slower ones where one in three takes
+# 10 ms, and the others 50 and 200; benchmarks/BALANCING.md has the figures.
+#
+# The score is a product of
+#
+# - the time expected, by operation (core/health.py, Note [Expected time]), which depends
+#   on how many requests in flight wait for their first byte;
+# - errors: the square of how many attempts a success takes, of late;
+# - what is left of rpm and tpm, when it is less than _SCARCE: in inverse proportion, so
+#   that all of a group run short together, and none of them early.
+#
+# Nothing is known of a new one: one request tries it at once. Little is known of one that
+# none was sent to for _STALE_S: one request in _EXPLORE, or the first after _EXPLORE_S, goes
+# to such a one. They are so few that the p99 of a group is that of its best, and what they
+# find counts as much as all that was known before.
+#
+# Note [Quotas learned]
+# ---------------------
+# Throttling tells what a quota is: as many requests and tokens as this model had here in
+# the last minute. Which of the two it was is not told, so both have to be as many again
+# before it counts as used up. That is an opinion: the score heeds it, but a request that
+# has nowhere else to go is sent. Success beyond it raises it, and it doubles in
+# _FORGET_S in any case.
+#
+# Note [Waiting for a place]
+# --------------------------
+# If those in rotation have as many in flight as they may, a request may wait, a bounded
+# number of them in a queue, first come first served. The place is taken for it before it
+# is told, and before anybody who came later is asked for. Balancer.wake says when to call
+# it again: a cooldown ends without an event, and so does the time to wait.
+
+_GOOD = 1.5
+_EXPLORE = 400
+_EXPLORE_S = 300.0
+_STALE_S = 10.0
+_SCARCE = 0.25
+_LEAST_LEFT = 0.005
+_FORGET_S = 300.0
+_SHORTEST_S = 1e-4
+"""So that what is not known can be compared."""
+
+_PATIENCE = 4.0
+"""How much slower than another one the deployment of a session may be."""
+
+_SAMPLES_S = 3600.0
+_TIMEOUT_COUNTS_S = 1000.0
+"""How latency-based-routing is, in LiteLLM: the mean of so many, not older than that."""
+
+_POOLS = 2048
+_TAG_SETS = 64
+_UNLIMITED = sys.maxsize
+_NEVER = math.inf
+_IN_FLIGHT_RETRY_S = 1.0
+_MINUTE_S = 60.0
+_LONGEST_S = 3600.0
 
 _T = TypeVar("_T")
 
@@ -30,3 +140,1096 @@ class Turns:
         turn = self._next.get(group, 0) % count
         self._next[group] = turn + 1
         return [*choices[turn:], *choices[:turn]]
+
+
+class NoDeployment(ProxyError):
+    """
+    No deployment takes the request now. SDKs retry it.
+
+    :param throttled: whether it is a matter of quotas (429), or not (503).
+    """
+
+    fault = Fault.UPSTREAM
+    status = 503
+    code = "ServiceUnavailableException"
+
+    def __init__(self, message: str, wait_s: float, throttled: bool) -> None:
+        super().__init__(
+            message,
+            headers=(
+                (b"Retry-After", b"%d" % math.ceil(wait_s)),
+                (b"x-amz-retry-after", b"%d" % math.ceil(wait_s * 1000)),
+            ),
+        )
+        self.retry_after_s = wait_s
+        if throttled:
+            self.status, self.code = 429, "ThrottlingException"
+
+
+class Strategy(Enum):
+    """How one of several deployments is chosen. All names but the first are LiteLLM's."""
+
+    ADAPTIVE = "adaptive"
+    SIMPLE_SHUFFLE = "simple-shuffle"
+    """At random, in proportion to the weights; to rpm or tpm where there are none."""
+
+    LEAST_BUSY = "least-busy"
+    """Fewest requests in flight."""
+
+    LATENCY = "latency-based-routing"
+    """Shortest mean time to the first byte of the last ten requests."""
+
+    USAGE = "usage-based-routing"
+    """Fewest tokens in the last minute, then fewest requests."""
+
+    USAGE_V2 = "usage-based-routing-v2"
+    """The same: what tells them apart in LiteLLM is how its processes count together."""
+
+    COST = "cost-based-routing"
+    """The cheapest."""
+
+
+class Panic(Enum):
+    """What becomes of a request when every deployment is cooling down."""
+
+    TRY = "try"
+    """It goes to the least bad one."""
+
+    REFUSE = "refuse"
+    """It is refused, and told when to come again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSettings(HealthSettings):
+    """How to choose, and when not to."""
+
+    strategy: Strategy = Strategy.ADAPTIVE
+    """LiteLLM's ``routing_strategy``."""
+
+    panic: Panic = Panic.TRY
+    default_max_parallel: int | None = None
+    """Requests at the same time of a deployment that does not say how many
+    (``default_max_parallel_requests``)."""
+
+    queue_size: int = 100
+    """So many requests for one group may wait for a place."""
+
+    queue_timeout_s: float = 30.0
+    """And so long."""
+
+    affinity_header: str | None = None
+    """Which header has the session, for who makes the :class:`Ask`."""
+
+    tag_filtering: bool = False
+    """Whether the tags of a request choose deployments, in groups that have tags
+    (``enable_tag_filtering``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSpec:
+    """What the configuration says of a deployment."""
+
+    weight: float | None = None
+    order: int = 0
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    tags: tuple[str, ...] = ()
+    """``default``: for requests that have no tags, or none that any deployment has."""
+
+    cost: float | None = None
+    """To be compared within a group, in any unit; None: more than all others."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """What one exchange asks for, for all of its attempts."""
+
+    choices: Sequence[Choice]
+    """As :attr:`~txbedrock.core.models.Resolution.choices` has them; the same object each
+    time, or what is known of them is looked up anew. At least one."""
+
+    operation: str
+    session: str = ""
+    """Requests with the same one go to the same deployment while it is well; empty: it
+    does not matter."""
+
+    tags: Sequence[str] = ()
+    tokens: int = 0
+    """How many it may take from a quota; 0: not known."""
+
+    tried: set[str] = field(default_factory=set)
+    """Ids of the deployments where it has been. :meth:`Balancer.take` adds to them."""
+
+
+class Reason(Enum):
+    """Why no deployment takes a request."""
+
+    COOLING = "cooling"
+    """None is in rotation."""
+
+    PARALLEL = "parallel"
+    """One is, and has as many in flight as it may."""
+
+    RATE = "rate"
+    """One is, and its requests or tokens of this minute are used up."""
+
+
+class Refusal(NamedTuple):
+    """No deployment takes a request now."""
+
+    reason: Reason
+    wait_s: float
+    """When one may again; a guess with :attr:`Reason.PARALLEL`."""
+
+    why: FailureKind | None = None
+    """What the one that will be back first suffers from, if they are cooling."""
+
+    def error(self) -> NoDeployment:
+        """What its client is told."""
+        again = f"Try again in {math.ceil(self.wait_s)} s."
+        if self.reason is Reason.PARALLEL:
+            what = "Every deployment of this model has as many requests in flight as it may."
+        elif self.reason is Reason.RATE:
+            what = "The requests or tokens a minute of all deployments of this model are used up."
+        elif self.why is FailureKind.THROTTLED:
+            what = "All deployments of this model are throttled by Amazon Bedrock."
+        else:
+            what = "No deployment of this model is available."
+        throttled = self.reason is not Reason.COOLING or self.why is FailureKind.THROTTLED
+        return NoDeployment(f"{what} {again}", self.wait_s, throttled)
+
+
+class DeploymentState(NamedTuple):
+    """What is known of one deployment and model, for people."""
+
+    id: str
+    model_id: str
+    state: CircuitState
+    since: float
+    """When it left or entered the rotation; minus infinity: never."""
+
+    why: FailureKind | None
+    """What took it out; None: it is in rotation."""
+
+    loud: bool
+    """Whether an operator has to act."""
+
+    in_flight: int
+    latency_s: float | None
+    """Mean time to the first byte, of late; None: not known."""
+
+    error_rate: float
+    """0 to 1, of late, without throttling."""
+
+    cooling_until: float | None
+    """When it is probed; None: it is in rotation."""
+
+
+class _Member:
+    """A deployment, whatever models it serves."""
+
+    __slots__ = (
+        "free_at",
+        "id",
+        "in_flight",
+        "max_parallel",
+        "requests",
+        "reserved",
+        "seed",
+        "spare",
+        "spec",
+        "tokens",
+    )
+
+    def __init__(self, id: str, spec: MemberSpec, max_parallel: int | None, now: float) -> None:
+        self.id = id
+        self.spec = spec
+        self.max_parallel = _UNLIMITED if max_parallel is None else max_parallel
+        self.in_flight = 0
+        self.requests = Window()
+        self.tokens = Window()
+        self.reserved = 0  # tokens that those in flight may take
+        self.spare = _UNLIMITED if spec.tpm is None else spec.tpm
+        """Tokens that there is room for, at least."""
+
+        self.seed = _hash(id) | 1
+        self.free_at = IN_ROTATION
+        """When there is room for one more; infinity: when one has ended."""
+
+        self.refresh(now)
+
+    def take(self, tokens: int, now: float) -> None:
+        second = int(now)
+        if self.requests.second != second:
+            self.requests.expire(second)
+        self.requests.add(1)
+        self.in_flight += 1
+        self.reserved += tokens
+        self.spare -= tokens
+        self.refresh(now)
+
+    def give_back(self, reserved: int, used: int, now: float) -> None:
+        self.in_flight -= 1
+        self.reserved -= reserved
+        if used:
+            self.tokens.expire(int(now))
+            self.tokens.add(used)
+        self.spare += reserved - used
+        self.refresh(now)
+
+    def refresh(self, now: float) -> None:
+        """Reckon :attr:`free_at` anew."""
+        rpm = self.spec.rpm
+        if self.in_flight >= self.max_parallel:
+            self.free_at = _NEVER
+        elif rpm is None or self.requests.used < rpm:
+            self.free_at = IN_ROTATION
+        elif rpm <= 0:
+            self.free_at = sys.float_info.max
+        else:
+            self.requests.expire(int(now))
+            room_s = self.requests.room_in_s(now, rpm - 1)
+            # A whole second, and nothing before it.
+            self.free_at = round(now + room_s) if room_s else IN_ROTATION
+
+    def used(self, now: float) -> tuple[int, int]:
+        """In the last minute: tokens, those reserved included, and requests."""
+        second = int(now)
+        if self.tokens.second != second:
+            self.tokens.expire(second)
+        if self.requests.second != second:
+            self.requests.expire(second)
+        return self.tokens.used + self.reserved, self.requests.used
+
+    def token_wait_s(self, tokens: int, now: float) -> float:
+        """Seconds until there is room for so many tokens. 0: there is."""
+        tpm = self.spec.tpm
+        if tpm is None:
+            return 0.0
+        needed, window = max(tokens, 1), self.tokens
+        window.expire(int(now))
+        self.spare = tpm - window.used - self.reserved
+        if needed <= self.spare:
+            return 0.0
+        left = tpm - self.reserved - needed
+        if left >= 0:
+            return window.room_in_s(now, left)
+        return _MINUTE_S if needed > tpm else _IN_FLIGHT_RETRY_S
+
+
+class _Target:
+    """A deployment, for one model."""
+
+    __slots__ = (
+        "__weakref__",
+        "_attempts",
+        "_failures",
+        "_learned_at",
+        "_stamp",
+        "choice",
+        "circuit",
+        "erring",
+        "in_flight",
+        "learned_requests",
+        "learned_tokens",
+        "limited",
+        "member",
+        "named_by_client",
+        "paces",
+        "requests",
+        "share",
+        "tokens",
+        "until",
+        "waiting",
+    )
+
+    def __init__(self, choice: Choice, member: _Member, circuit: Circuit, now: float) -> None:
+        self.choice = choice
+        self.member = member
+        self.circuit = circuit
+        self.until = circuit.until
+        """That of the circuit, at hand."""
+
+        self.share = 1.0
+        """How much of its group's requests is meant for it."""
+
+        self.named_by_client = "*" in choice.deployment.model_id
+        self.paces: dict[str, Pace] = {}
+        self.in_flight = 0
+        self.waiting = 0
+        """How many of those in flight wait for their first byte."""
+
+        self.erring = False
+        """Whether there was any error."""
+
+        self._attempts = self._failures = 0.0
+        self._stamp = now
+        self.limited = member.spec.rpm is not None or member.spec.tpm is not None
+        """Whether there is a quota, as far as known."""
+
+        self.requests = Window()
+        self.tokens = Window()
+        self.learned_requests = self.learned_tokens = 0.0
+        self._learned_at = now
+
+    def begin(self, operation: str, now: float) -> Pace:
+        self.waiting += 1
+        self.in_flight += 1
+        second = int(now)
+        if self.requests.second != second:
+            self.requests.expire(second)
+        self.requests.add(1)
+        pace = self.paces.get(operation)
+        if pace is None:
+            pace = self.paces[operation] = Pace(now)
+        pace.begin(now)
+        return pace
+
+    def count(self, failed: bool, now: float, counted: bool = False) -> None:
+        """
+        An attempt went well, or did not.
+
+        :param counted: it has been said before that it went well.
+        """
+        passed = now - self._stamp
+        self._stamp = now
+        keep = math.exp(-passed / FADE_S) if passed > 0 else 1.0
+        self._attempts = self._attempts * keep + (not counted)
+        self._failures = self._failures * keep + failed
+        self.erring = self._failures > 1e-3
+
+    def error_rate(self, now: float) -> float:
+        passed = now - self._stamp
+        keep = math.exp(-passed / FADE_S) if passed > 0 else 1.0
+        return self._failures * keep / (self._attempts * keep + 1)
+
+    def learn_quota(self, second: int, now: float) -> None:
+        """
+        A request was throttled.
+
+        :param second: when it was counted.
+        """
+        self.requests.expire(int(now))
+        self.tokens.expire(int(now))
+        self.requests.take_back(second, 1)
+        self.learned_requests = max(self.requests.used, 1)
+        self.learned_tokens = max(self.tokens.used, 1)
+        self._learned_at = now
+        self.limited = True
+
+    def went_well(self, now: float) -> None:
+        """So many were not too many."""
+        if self.learned_requests:
+            self.requests.expire(int(now))
+            self.tokens.expire(int(now))
+            self.learned_requests = max(self.learned_requests, self.requests.used)
+            self.learned_tokens = max(self.learned_tokens, self.tokens.used)
+
+    def left(self, now: float) -> float:
+        """The share of its quotas that is left."""
+        second, spec, left = int(now), self.member.spec, 1.0
+        if spec.rpm:
+            window = self.member.requests
+            if window.second != second:
+                window.expire(second)
+            left = 1 - window.used / spec.rpm
+        if spec.tpm:
+            window = self.member.tokens
+            if window.second != second:
+                window.expire(second)
+            left = min(left, 1 - (window.used + self.member.reserved) / spec.tpm)
+        if self.learned_requests:
+            for window in (self.requests, self.tokens):
+                if window.second != second:
+                    window.expire(second)
+            raised = 2 ** min((now - self._learned_at) / _FORGET_S, 100.0)
+            used = self.requests.used / self.learned_requests
+            if self.learned_tokens > 1:
+                used = min(used, self.tokens.used / self.learned_tokens)
+            left = min(left, 1 - used / raised)
+        return left
+
+    @property
+    def misconfigured(self) -> bool:
+        why = self.circuit.why
+        return why is not None and why.configured
+
+    @property
+    def denied(self) -> bool:
+        return self.circuit.why is FailureKind.DENIED
+
+    def wait_s(self, tokens: int, now: float) -> float:
+        """Until it may be in rotation and have room; infinity: there is no telling."""
+        member = self.member
+        return max(self.until - now, member.free_at - now, member.token_wait_s(tokens, now))
+
+    def unknown(self, operation: str) -> bool:
+        """Whether it is new, and nobody is trying it or has failed."""
+        pace = self.paces.get(operation)
+        return pace is None or not (pace.count or pace.pending or self.erring)
+
+    def stale(self, operation: str, now: float) -> bool:
+        """Whether nothing was heard of it for long, and it is not being waited for."""
+        pace = self.paces.get(operation)
+        return pace is not None and not pace.pending and now - pace.heard > _STALE_S
+
+    def last_ten_s(self, operation: str, now: float) -> float:
+        """For latency-based-routing; 0: not known."""
+        pace = self.paces.get(operation)
+        if pace is None or now - pace.heard > _SAMPLES_S:
+            return 0.0
+        return pace.last_ten_s
+
+    def score(self, operation: str, now: float) -> float:
+        """See Note [Adaptive]."""
+        pace = self.paces.get(operation)
+        score = _SHORTEST_S if pace is None else pace.expected(self.waiting, now)
+        if score < _SHORTEST_S:
+            score = _SHORTEST_S
+        if self.erring:
+            score /= (1 - self.error_rate(now)) ** 2
+        if self.limited:
+            left = self.left(now)
+            if left < _SCARCE:
+                score *= _SCARCE / max(left, _LEAST_LEFT)
+        return score
+
+    def state(self, now: float) -> DeploymentState:
+        circuit = self.circuit
+        count = sum(pace.count for pace in self.paces.values())
+        return DeploymentState(
+            id=self.member.id,
+            model_id=self.choice.model_id,
+            state=circuit.state,
+            since=circuit.since,
+            why=circuit.why,
+            loud=self.misconfigured and not self.named_by_client,
+            in_flight=self.in_flight,
+            latency_s=sum(pace.sum for pace in self.paces.values()) / count if count else None,
+            error_rate=self.error_rate(now),
+            cooling_until=None if circuit.until == IN_ROTATION else circuit.until,
+        )
+
+
+class _Tier:
+    """Those of one lane that have the same order."""
+
+    __slots__ = ("even", "explored", "good", "targets", "turns")
+
+    def __init__(self, targets: Sequence[_Target], now: float) -> None:
+        self.targets = targets
+        self.even = len({one.share for one in targets}) == 1
+        """Whether all have the same share."""
+
+        self.good: list[_Target] = []
+        """Those that were good when they were looked at last."""
+
+        self.turns = 0
+        self.explored = now
+
+
+class _Lane:
+    """What serves one group's requests with the same tags, and which of them wait."""
+
+    __slots__ = ("counts_tokens", "members", "targets", "tiers", "waiting")
+
+    def __init__(self, targets: Sequence[_Target], now: float) -> None:
+        self.targets = targets
+        self.members = {one.member for one in targets}
+        orders = sorted({one.spec.order for one in self.members})
+        self.tiers = [
+            _Tier([one for one in targets if one.member.spec.order == order], now)
+            for order in orders
+        ]
+        self.counts_tokens = any(one.spec.tpm is not None for one in self.members)
+        self.waiting: deque[Waiter] = deque()
+
+
+class _Pool:
+    """Those that one name stands for."""
+
+    __slots__ = ("by_tags", "choices", "lane", "tags", "targets")
+
+    def __init__(self, choices: Sequence[Choice], targets: list[_Target], now: float) -> None:
+        self.choices = choices
+        self.targets = targets
+        for one, share in zip(targets, _shares([one.member.spec for one in targets]), strict=True):
+            one.share = share
+        self.lane = _Lane(targets, now)
+        self.tags = frozenset(tag for one in targets for tag in one.member.spec.tags)
+        self.by_tags: dict[tuple[frozenset[str], bool], _Lane] = {}
+
+
+class InFlight:
+    """
+    One attempt, from being chosen to its end. It has to be ended, abandoned or released,
+    whatever becomes of it; the first of these counts.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_balancer",
+        "_over",
+        "_pace",
+        "_place",
+        "_second",
+        "_started",
+        "_target",
+        "_tokens",
+        "_trial",
+        "choice",
+    )
+
+    def __init__(self, balancer: Balancer, target: _Target, ask: Ask, now: float) -> None:
+        self.choice = target.choice
+        """Where it goes."""
+
+        self._balancer = balancer
+        self._target = target
+        self._tokens = ask.tokens
+        self._started = now
+        self._second = int(now)
+        self._answered = self._over = False
+        self._trial = target.circuit.begin(self, now)
+        target.until = target.circuit.until
+        target.member.take(ask.tokens, now)
+        self._place = target.waiting
+        self._pace = target.begin(ask.operation, now)
+
+    def sent(self, now: float) -> None:
+        """
+        It goes out only now: what was before is not the deployment's time. May be left
+        out where that is nothing.
+        """
+        if not self._answered and not self._over:
+            self._pace.starts += now - self._started
+            self._started = now
+
+    def first_byte(self, now: float) -> None:
+        """The head of a good answer is there."""
+        if self._answered or self._over:
+            return
+        self._answered = True
+        target = self._target
+        target.waiting -= 1
+        self._pace.end(self._started)
+        self._pace.took(max(now - self._started, 0.0), self._place, True, now)
+        target.count(False, now)
+        target.went_well(now)
+        target.circuit.answered(self._trial, now)
+        self._balancer._look(target, now)
+
+    def end(
+        self,
+        kind: FailureKind | None,
+        now: float,
+        retry_after_s: float | None = None,
+        tokens: int = 0,
+    ) -> None:
+        """
+        It is over.
+
+        :param kind: why it failed; None: it did not.
+        :param retry_after_s: how long AWS asked us to wait.
+        :param tokens: what it took from the quota for tokens, as far as known.
+        """
+        if self._over:
+            return
+        target = self._target
+        circuit = target.circuit
+        if kind is None:
+            self.first_byte(now)
+            circuit.completed(self._trial, now)
+        elif kind.clients:
+            self._stop_waiting()
+            circuit.inconclusive(self, now)
+        else:
+            answered = self._answered
+            if not answered:
+                self._stop_waiting()
+                self._pace.took(max(now - self._started, 0.0), self._place, False, now)
+                if kind is FailureKind.TIMEOUT:
+                    self._pace.note(_TIMEOUT_COUNTS_S)
+            if kind is FailureKind.THROTTLED:
+                target.learn_quota(self._second, now)
+            else:
+                target.count(True, now, answered)
+            circuit.failed(self, kind, now, retry_after_s, answered)
+        self._finish(tokens, now)
+
+    def abandon(self, now: float, tokens: int = 0) -> None:
+        """Its client left: nobody's failure."""
+        if self._over:
+            return
+        if not self._answered:
+            self._stop_waiting()
+            self._pace.took(max(now - self._started, 0.0), self._place, False, now)
+        self._target.circuit.abandoned(self)
+        self._finish(tokens, now)
+
+    def release(self, now: float) -> None:
+        """It was never sent, and counts for nothing."""
+        if self._over:
+            return
+        target = self._target
+        self._stop_waiting()
+        target.circuit.inconclusive(self, now)
+        for window in (target.member.requests, target.requests):
+            window.expire(int(now))
+            window.take_back(self._second, 1)
+        self._finish(0, now)
+
+    def _stop_waiting(self) -> None:
+        if not self._answered:
+            self._answered = True
+            self._target.waiting -= 1
+            self._pace.end(self._started)
+
+    def _finish(self, tokens: int, now: float) -> None:
+        self._over = True
+        target = self._target
+        target.in_flight -= 1
+        if tokens:
+            target.tokens.expire(int(now))
+            target.tokens.add(tokens)
+        target.member.give_back(self._tokens, tokens, now)
+        self._balancer._look(target, now)
+
+
+class Waiter:
+    """A request that waits for a place."""
+
+    __slots__ = ("_balancer", "_lane", "ask", "deadline", "ready")
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        lane: _Lane,
+        ask: Ask,
+        deadline: float,
+        ready: Callable[[InFlight | Refusal], None],
+    ) -> None:
+        self.ask = ask
+        self.deadline = deadline
+        self.ready = ready
+        self._balancer = balancer
+        self._lane = lane
+
+    def leave(self) -> None:
+        """It does not wait any more: its client left. Then it is not told anything."""
+        if self in self._lane.waiting:
+            self._lane.waiting.remove(self)
+            if not self._lane.waiting:
+                self._balancer._queues.discard(self._lane)
+
+
+class Balancer:
+    """
+    Knows how the deployments are, and chooses.
+
+    :param members: what the configuration says, by deployment id.
+    :param on_change: is told when a deployment leaves the rotation or is back in it. It
+        must not raise.
+    """
+
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        members: Mapping[str, MemberSpec],
+        rng: random.Random,
+        on_change: Callable[[DeploymentState], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._specs = dict(members)
+        self._rng = rng
+        self._random = rng.random
+        self._on_change = on_change
+        self._members: dict[str, _Member] = {}
+        # Those that the configuration names are kept; those that clients name as long as
+        # one of the pools, of which there is a bounded number, has them.
+        self._targets: dict[tuple[str, str], _Target] = {}
+        self._passing: WeakValueDictionary[tuple[str, str], _Target] = WeakValueDictionary()
+        self._pools: dict[int, _Pool] = {}
+        self._queues: set[_Lane] = set()
+        self._pick: Callable[[_Tier, list[_Target], Ask, float], _Target] = {
+            Strategy.ADAPTIVE: self._adaptive,
+            Strategy.SIMPLE_SHUFFLE: self._shuffle,
+            Strategy.LEAST_BUSY: self._least_busy,
+            Strategy.LATENCY: self._fastest,
+            Strategy.USAGE: self._least_used,
+            Strategy.USAGE_V2: self._least_used,
+            Strategy.COST: self._cheapest,
+        }[settings.strategy]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return sum(len(lane.waiting) for lane in self._queues)
+
+    def choose(self, ask: Ask, now: float) -> Choice | Refusal:
+        """
+        Where a request would go. Takes nothing.
+
+        :raises InvalidRequest: no deployment is for its tags.
+        """
+        found = self._find(self._lane(ask, now), ask, now)
+        return found if isinstance(found, Refusal) else found.choice
+
+    def take(self, ask: Ask, now: float) -> InFlight | Refusal:
+        """
+        Begin an attempt, where it goes best.
+
+        :raises InvalidRequest: no deployment is for its tags.
+        """
+        lane = self._lane(ask, now)
+        if lane.waiting:
+            self._serve(lane, now)
+        found = self._find(lane, ask, now)
+        return found if isinstance(found, Refusal) else self._begin(found, ask, now)
+
+    def wait(
+        self, ask: Ask, now: float, ready: Callable[[InFlight | Refusal], None]
+    ) -> Waiter | Refusal:
+        """
+        Wait for a place, after a refusal for :attr:`Reason.PARALLEL`.
+
+        :param ready: is called once, later: with a place, or that there will be none. It
+            must not raise.
+        :returns: a refusal if too many wait.
+        """
+        settings, lane = self._settings, self._lane(ask, now)
+        if len(lane.waiting) >= settings.queue_size:
+            return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+        waiter = Waiter(self, lane, ask, now + settings.queue_timeout_s, ready)
+        lane.waiting.append(waiter)
+        self._queues.add(lane)
+        return waiter
+
+    def wake(self, now: float) -> float | None:
+        """
+        Let in those who can be let in because time has passed.
+
+        :returns: seconds until it is to be called again; None: nobody waits.
+        """
+        for lane in list(self._queues):
+            self._serve(lane, now)
+        times = [lane.waiting[0].deadline for lane in self._queues]
+        for lane in self._queues:
+            for target in lane.targets:
+                times += (target.until, target.member.free_at)
+        later = [time - now for time in times if now < time < _NEVER]
+        return min(later) if later else None
+
+    def states(self, now: float) -> list[DeploymentState]:
+        """All that were used, or may have been."""
+        return [one.state(now) for one in (*self._targets.values(), *self._passing.values())]
+
+    # What is known.
+
+    def _lane(self, ask: Ask, now: float) -> _Lane:
+        choices = ask.choices
+        pool = self._pools.get(id(choices))
+        if pool is None:
+            if len(self._pools) >= _POOLS:
+                del self._pools[next(iter(self._pools))]
+            targets = [self._target(choice, now) for choice in choices]
+            # It holds the choices, so their id is not another's.
+            pool = self._pools[id(choices)] = _Pool(choices, targets, now)
+        if not self._settings.tag_filtering or not pool.tags:
+            return pool.lane
+        # Of what clients say only what a deployment has, or there would be no end of it.
+        key = pool.tags.intersection(ask.tags), bool(ask.tags)
+        lane = pool.by_tags.get(key)
+        if lane is None:
+            if len(pool.by_tags) >= _TAG_SETS:
+                del pool.by_tags[next(iter(pool.by_tags))]
+            lane = pool.by_tags[key] = _Lane(_tagged(pool.targets, *key), now)
+        return lane
+
+    def _target(self, choice: Choice, now: float) -> _Target:
+        key = choice.deployment.id, choice.model_id
+        target = self._targets.get(key) or self._passing.get(key)
+        if target is None:
+            circuit = Circuit(self._settings, self._rng)
+            target = _Target(choice, self._member(key[0], now), circuit, now)
+            if target.named_by_client:
+                self._passing[key] = target
+            else:
+                self._targets[key] = target
+        return target
+
+    def _member(self, id: str, now: float) -> _Member:
+        member = self._members.get(id)
+        if member is None:
+            spec = self._specs.get(id, MemberSpec())
+            most = spec.max_parallel
+            if most is None:
+                most = self._settings.default_max_parallel
+            member = self._members[id] = _Member(id, spec, most, now)
+        return member
+
+    def _look(self, target: _Target, now: float) -> None:
+        """Something has become of an attempt: who is in rotation now, who can be let in?"""
+        before, until = target.until, target.circuit.until
+        if before != until:
+            target.until = until
+            if self._on_change is not None and IN_ROTATION in (before, until):
+                self._on_change(target.state(now))
+        if self._queues:
+            for lane in list(self._queues):
+                if target.member in lane.members:
+                    self._serve(lane, now)
+
+    def _serve(self, lane: _Lane, now: float) -> None:
+        """Let in who waits, in order, as far as there is room."""
+        told: list[tuple[Waiter, InFlight | Refusal]] = []
+        waiting = lane.waiting
+        while waiting:
+            waiter = waiting[0]
+            outcome: InFlight | Refusal
+            if now >= waiter.deadline:
+                outcome = Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+            else:
+                found = self._find(lane, waiter.ask, now)
+                if isinstance(found, _Target):
+                    outcome = self._begin(found, waiter.ask, now)
+                elif found.reason is Reason.PARALLEL:
+                    break
+                else:
+                    outcome = found
+            waiting.popleft()
+            told.append((waiter, outcome))
+        if not waiting:
+            self._queues.discard(lane)
+        for waiter, outcome in told:
+            waiter.ready(outcome)
+
+    def _begin(self, target: _Target, ask: Ask, now: float) -> InFlight:
+        ask.tried.add(target.member.id)
+        return InFlight(self, target, ask, now)
+
+    # Choosing. See Note [Where the next attempt goes].
+
+    def _find(self, lane: _Lane, ask: Ask, now: float) -> _Target | Refusal:
+        tried = ask.tried
+        # Nobody is made to be a probe who has failed already.
+        latest = IN_ROTATION if tried else now
+        for tier in lane.tiers:
+            ready = [
+                one for one in tier.targets if one.until <= latest and one.member.free_at <= now
+            ]
+            if tried:
+                ready = [one for one in ready if one.member.id not in tried]
+            if lane.counts_tokens:
+                ready = _with_tokens(ready, ask.tokens, now)
+            if len(ready) > 1:
+                return self._one_of(tier, ready, ask, now)
+            if ready:
+                return ready[0]
+        if tried:
+            ready = [one for one in lane.targets if one.until <= now]
+            ready = _with_room(ready, ask.tokens, now)
+            if ready:
+                return min(
+                    ready,
+                    key=lambda one: (
+                        one.member.id in tried,
+                        one.until,
+                        one.member.spec.order,
+                        self._random(),
+                    ),
+                )
+        return self._least_bad(lane, ask, now)
+
+    def _one_of(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        for one in ready:
+            if one.until != IN_ROTATION:
+                return one  # Its probe.
+        found = self._pick(tier, ready, ask, now)
+        return self._of_session(tier, ready, found, ask, now) if ask.session else found
+
+    def _least_bad(self, lane: _Lane, ask: Ask, now: float) -> _Target | Refusal:
+        """None that is in rotation has room."""
+        well: list[_Target] = []
+        cooling: list[_Target] = []
+        for one in lane.targets:
+            (well if one.until <= now else cooling).append(one)
+        if any(one.member.free_at == _NEVER for one in well):
+            return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+        if self._settings.panic is Panic.TRY:
+            may = cooling
+        else:
+            # What a client named itself and AWS does not know, AWS should say.
+            may = [one for one in cooling if one.named_by_client and one.denied]
+        if may:
+            free = _with_room(may, ask.tokens, now)
+            if free:
+                tried = ask.tried
+                return min(
+                    self._two(free),
+                    key=lambda one: (one.member.id in tried, one.misconfigured, one.until),
+                )
+            if not well and any(one.member.free_at == _NEVER for one in may):
+                return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+        waits = [(one.wait_s(ask.tokens, now), one) for one in lane.targets]
+        wait_s, soonest = min(waits, key=lambda one: one[0])
+        wait_s = _IN_FLIGHT_RETRY_S if wait_s == _NEVER else min(max(wait_s, 0.001), _LONGEST_S)
+        if well:
+            return Refusal(Reason.RATE, wait_s)
+        return Refusal(Reason.COOLING, wait_s, soonest.circuit.why)
+
+    def _two(self, targets: list[_Target]) -> list[_Target]:
+        """Two of them, so that not all requests go to the same one."""
+        return self._rng.sample(targets, 2) if len(targets) > 2 else targets
+
+    def _of_session(
+        self, tier: _Tier, ready: list[_Target], found: _Target, ask: Ask, now: float
+    ) -> _Target:
+        """
+        The deployment of a session, unless it is much worse than another one.
+
+        Rendezvous hashing: each session has an order of its own of all deployments, and
+        the first of it that is ready is the session's.
+        """
+        session = _hash(ask.session) | 1
+        # Odd numbers times odd numbers: each session permutes all that there are.
+        places = [session * one.member.seed & _ALL_BITS for one in ready]
+        if tier.even:
+            own = ready[places.index(max(places))]
+        else:
+            # The larger its share, the nearer.
+            distances = [
+                -math.log((place + 1) / (_ALL_BITS + 2)) / one.share if one.share else _NEVER
+                for place, one in zip(places, ready, strict=True)
+            ]
+            own = ready[distances.index(min(distances))]
+        if own is found or ask.operation not in found.paces:
+            return own
+        operation = ask.operation
+        if own.score(operation, now) <= _PATIENCE * found.score(operation, now):
+            return own
+        return found
+
+    def _adaptive(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        """See Note [Adaptive]."""
+        operation, good, rnd = ask.operation, tier.good, self._random
+        any_one = ready[int(rnd() * len(ready))]
+        if any_one.unknown(operation):
+            return any_one
+        tier.turns += 1
+        if (
+            (tier.turns >= _EXPLORE or now - tier.explored >= _EXPLORE_S)
+            and not ask.tried
+            and any_one.stale(operation, now)
+        ):
+            tier.turns, tier.explored = 0, now
+            return any_one
+        best, least = any_one, any_one.score(operation, now)
+        score = least
+        seen = []
+        count = len(good)
+        if count:
+            first = int(rnd() * count)
+            seen.append(first)
+            if count > 1:
+                # Another one: a step of 1 to count - 1 further.
+                seen.append((first + 1 + int(rnd() * (count - 1))) % count)
+        scores = []
+        for index in seen:
+            one = good[index]
+            if one in ready:
+                its = one.score(operation, now)
+                if its < least:
+                    best, least = one, its
+            else:
+                its = 0.0 if one.until <= now else _NEVER
+            scores.append(its)
+        limit = _GOOD * least
+        if scores and max(scores) > limit:
+            tier.good = good = [
+                one
+                for index, one in enumerate(good)
+                if index not in seen or scores[seen.index(index)] <= limit
+            ]
+        if score <= limit and any_one not in good:
+            good.append(any_one)
+        return best
+
+    def _shuffle(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        shares = [one.share for one in ready]
+        if not any(shares):
+            return ready[int(self._random() * len(ready))]
+        return self._rng.choices(ready, shares)[0]
+
+    def _least_busy(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        return self._least(ready, [one.in_flight for one in ready])
+
+    def _fastest(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        return self._least(ready, [one.last_ten_s(ask.operation, now) for one in ready])
+
+    def _least_used(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        return self._least(ready, [one.member.used(now) for one in ready])
+
+    def _cheapest(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+        costs = [one.member.spec.cost for one in ready]
+        return self._least(ready, [_NEVER if one is None else one for one in costs])
+
+    def _least(self, ready: list[_Target], keys: Sequence[Any]) -> _Target:
+        """The one with the lowest key, any of those that have it."""
+        lowest = min(keys)
+        best = [one for one, key in zip(ready, keys, strict=True) if key == lowest]
+        return best[0] if len(best) == 1 else best[int(self._random() * len(best))]
+
+
+def _with_tokens(targets: list[_Target], tokens: int, now: float) -> list[_Target]:
+    return [
+        one
+        for one in targets
+        if tokens < one.member.spare or not one.member.token_wait_s(tokens, now)
+    ]
+
+
+def _with_room(targets: list[_Target], tokens: int, now: float) -> list[_Target]:
+    return _with_tokens([one for one in targets if one.member.free_at <= now], tokens, now)
+
+
+def _tagged(targets: Sequence[_Target], tags: frozenset[str], tagged: bool) -> list[_Target]:
+    """
+    Those for requests with some tags: which have one of them, else ``default``. Requests
+    without any may go everywhere if none is the default.
+
+    :param tags: of the request's, what any deployment has.
+    :param tagged: whether it has tags at all.
+    """
+    found = [one for one in targets if not tags.isdisjoint(one.member.spec.tags)]
+    if not found:
+        found = [one for one in targets if "default" in one.member.spec.tags]
+    if not found and tagged:
+        raise InvalidRequest(
+            "This model has no deployment for the tags of this request, and no default one. "
+            "Use other tags, or ask your operator."
+        )
+    return found or list(targets)
+
+
+def _shares(specs: Sequence[MemberSpec]) -> list[float]:
+    """How requests are meant to be shared: by weight, else by rpm, else by tpm."""
+    for given in (
+        [one.weight for one in specs],
+        [one.rpm for one in specs],
+        [one.tpm for one in specs],
+    ):
+        if any(one is not None for one in given):
+            return [float(one or 0) for one in given]
+    return [1.0] * len(specs)
+
+
+_ALL_BITS = 2**64 - 1
+
+
+def _hash(text: str) -> int:
+    """64 bits, the same in all processes."""
+    return int.from_bytes(
+        blake2b(text.encode(errors="backslashreplace"), digest_size=8).digest(), "big"
+    )
