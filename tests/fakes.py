@@ -21,6 +21,8 @@ from twisted.trial.unittest import TestCase
 from txbedrock.config import Limits, Settings
 from txbedrock.core.deployments import CredentialSpec, Deployment
 from txbedrock.core.entries import LedgerEntry
+from txbedrock.core.eventstream import encode
+from txbedrock.core.retry import RetrySettings
 from txbedrock.interfaces import ExchangeRecord
 from txbedrock.logs import text_format
 from txbedrock.service import GatewayService
@@ -33,6 +35,7 @@ ACCESS_KEY_ID = "AKIAEXAMPLEEXAMPLE"
 BODY = b'{"messages": [{"role": "user", "content": [{"text": "planted-prompt"}]}]}'
 CONVERSE = "/bedrock/model/m/converse"
 STREAM = "/bedrock/model/m/converse-stream"
+FRAME = encode({":message-type": "event", ":event-type": "contentBlockDelta"}, b'{"a": 1}')
 EVENT_STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\n"
     b"x-amzn-RequestId: up-1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -323,6 +326,8 @@ class GatewayTestCase(TestCase):
             ),
             "master_key": KEY,
             "limits": Limits(shutdown_grace_s=0.2),
+            # What one attempt does is seen best when there is only one.
+            "retries": RetrySettings(num_retries=0),
         }
         return Settings(**{**values, **changes})
 

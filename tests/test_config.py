@@ -17,6 +17,7 @@ from txbedrock import config
 from txbedrock.config import Limits, Settings, default_settings, loading
 from txbedrock.config.summary import summary as summary_with
 from txbedrock.core import grants
+from txbedrock.core.balance import Strategy
 from txbedrock.core.deployments import CredentialSpec, Deployment, OnDisconnect
 from txbedrock.core.models import Models
 from txbedrock.errors import ConfigError
@@ -550,11 +551,9 @@ class ModelTests(ConfigCase):
         )
         self.assertEqual((key.limits.max_budget, key.limits.rpm), (10**11, 3))
         first, second = settings.deployments
+        self.assertEqual((first.rpm, first.tpm, first.max_parallel), (5, 6, 7))
         self.assertEqual(
-            first.limits,
-            grants.Limits(
-                rpm=5, tpm=6, max_parallel=7, max_budget=15 * 10**11, budget_duration="1mo"
-            ),
+            first.limits, grants.Limits(max_budget=15 * 10**11, budget_duration="1mo")
         )
         self.assertIs(second.limits, grants.NO_LIMITS)
         self.assertEqual(
@@ -591,7 +590,7 @@ class ModelTests(ConfigCase):
             self.assertIn(f"config.yaml:1: general_settings.{problem}", found[0])
             self.assertNotIn("planted", found[0])
         for text, problem in (
-            ("rpm: lots", "rpm: found 'lots', expected a whole number from 0 up"),
+            ("rpm: lots", "rpm: found 'lots', expected a whole number from 1 up"),
             ("max_budget: -1", "max_budget: found -1, expected "),
             ("budget_duration: soon", "budget_duration: found 'soon', expected "),
         ):
@@ -1723,28 +1722,28 @@ class NoticeTests(ConfigCase):
                   - model_name: m
                     litellm_params: &p
                       model: bedrock/x.y
-                      weight: 2
+                      drop_params: true
                       output_cost_per_character: 0.000003
                     model_info: {mode: chat, tiered_pricing: []}
                   - {model_name: m, litellm_params: {<<: *p}}
                   - {model_name: m, litellm_params: {<<: *p}}
                 router_settings:
                   routing_strategy: simple-shuffle
-                  fallbacks: [{m: [n]}]
+                  debug_level: INFO
                 general_settings:
                   database_url: postgresql://user:secret@host/db
                 litellm_settings: {drop_params: true, callbacks: prometheus}
                 """
             ),
             [
-                "config.yaml:6: model_list[0].litellm_params.weight: has no effect in this "
+                "config.yaml:6: model_list[0].litellm_params.drop_params: has no effect in this "
                 "version (and 2 more like it)",
                 "config.yaml:7: model_list[0].litellm_params.output_cost_per_character: has no "
                 "effect in this version (and 2 more like it)",
                 "config.yaml:8: model_list[0].model_info.mode: has no effect in this version",
                 "config.yaml:8: model_list[0].model_info.tiered_pricing: has no effect in this "
                 "version",
-                "config.yaml:13: router_settings.fallbacks: has no effect in this version",
+                "config.yaml:13: router_settings.debug_level: has no effect in this version",
                 "config.yaml:16: litellm_settings.drop_params: has no effect in this version",
                 "config.yaml:16: litellm_settings.callbacks: has no effect in this version",
             ],
@@ -1814,21 +1813,17 @@ class NoticeTests(ConfigCase):
         )
 
     def test_strategy(self) -> None:
-        """LiteLLM's strategies are accepted, and said to do nothing; others are not."""
-        for strategy in ("least-busy", "usage-based-routing-v2", "cost-based-routing", "adaptive"):
-            self.assertEqual(
-                self.notices(f"router_settings: {{routing_strategy: {strategy}}}"),
-                [
-                    "config.yaml:1: router_settings.routing_strategy: has no effect in this "
-                    "version: the deployments of a model take turns"
-                ],
-            )
+        """LiteLLM's strategies and our own are taken, others are not."""
+        self.assertIs(self.load("").routing.strategy, Strategy.ADAPTIVE)
+        for strategy in Strategy:
+            settings = self.load(f"router_settings: {{routing_strategy: {strategy.value}}}")
+            self.assertIs(settings.routing.strategy, strategy)
         self.assertEqual(
             self.problems("router_settings: {routing_strategy: random}"),
             [
                 "config.yaml:1: router_settings.routing_strategy: found 'random', expected one of "
-                "simple-shuffle, least-busy, usage-based-routing, usage-based-routing-v2, "
-                "latency-based-routing, cost-based-routing, adaptive"
+                "adaptive, simple-shuffle, least-busy, latency-based-routing, "
+                "usage-based-routing, usage-based-routing-v2, cost-based-routing"
             ],
         )
 
@@ -2291,7 +2286,7 @@ class SummaryTests(ConfigCase):
                   api_base: http://localhost:8080
                 model_info: {id: second}
             router_settings:
-              fallbacks: []
+              debug_level: INFO
               model_group_alias: {sonnet: claude}
             general_settings:
               master_key: sk-1234
@@ -2322,7 +2317,7 @@ class SummaryTests(ConfigCase):
                   endpoints     FIPS
 
                 Notices
-                  config.yaml:16: router_settings.fallbacks: has no effect in this version
+                  config.yaml:16: router_settings.debug_level: has no effect in this version
                 """
             ),
         )

@@ -26,6 +26,7 @@ from txbedrock.interfaces import (
     IMeter,
     InboundRequest,
     IUpstreamResponse,
+    Outcome,
 )
 
 __all__ = ["Accounts", "InLedger"]
@@ -158,6 +159,29 @@ class Accounts:
                 log.record(record)
             except Exception:
                 self._log.failure("an exchange was not recorded: {id}", id=record.request.id)
+
+    def settle_attempt(self, record: ExchangeRecord, error: ProxyError) -> None:
+        """
+        Keep an attempt that Bedrock may bill although its answer was lost, when the
+        exchange goes on with another one. It has a line of its own.
+        """
+        attempt = replace(
+            record,
+            request=replace(record.request, id=f"{record.request.id}-{record.attempts}"),
+            is_attempt=True,
+            outcome=Outcome.FAILED,
+            status=error.status,
+            error=error.code,
+            fault=error.fault,
+            detail=error.detail,
+            maybe_billed=True,
+            meter=None,
+            cost=None,
+            usage=None,
+            attempts=1,
+            duration_s=self._now() - record.request.received,
+        )
+        self.settle(attempt)
 
     def _report(self, record: ExchangeRecord, costs: Cost) -> None:
         choice = record.choice

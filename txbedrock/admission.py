@@ -15,7 +15,6 @@ from txbedrock.accounting import Accounts
 from txbedrock.core.auth import Principal
 from txbedrock.core.demand import Demand, ModelSizes, TokenRatios
 from txbedrock.core.grants import NO_LIMITS, Level
-from txbedrock.core.limits import BudgetExceeded, RateLimited
 from txbedrock.core.models import Choice, Resolution, model_in_body
 from txbedrock.core.operations import Match
 from txbedrock.core.permissions import EVERYTHING
@@ -68,11 +67,11 @@ class Admission:
             ids = [choice.model_id for choice in resolution.choices]
             principal.access.check_model(label, resolution.model_name, ids)
 
-    async def reserve(self, record: ExchangeRecord, choices: Sequence[Choice]) -> Choice:
+    async def reserve(self, record: ExchangeRecord, choice: Choice) -> None:
         """
-        Take room for a request at all its levels; put it on the record.
+        Take room for a request at all levels of whoever asks; put it on the record.
 
-        :returns: the first of the choices that has room itself.
+        :param choice: what it may cost at worst is reckoned with.
         :raises RateLimited: there is none now.
         :raises BudgetExceeded: a budget is spent.
         :raises BudgetUnpriced: there is a budget, and no price.
@@ -82,25 +81,26 @@ class Admission:
         said = record.attribution
         if said.end_user or said.tags:
             levels = (*levels, *await self._keys.levels(said.end_user, said.tags))
-        refusal: RateLimited | BudgetExceeded | None = None
-        for choice in choices:
-            deployment = choice.deployment
-            needed = levels
-            if deployment.limits is not NO_LIMITS:
-                label = deployment.model_name or deployment.id
-                needed = (*levels, Level("deployment", deployment.id, label, deployment.limits))
-            if not needed:
-                return choice
-            try:
-                demand = self._demand(record, choice)
-                record.reservation = await self._limits.reserve(needed, demand)
-                return choice
-            except (RateLimited, BudgetExceeded) as error:
-                if error.kind != "deployment":
-                    raise
-                refusal = refusal or error
-        assert refusal is not None
-        raise refusal
+        if levels:
+            record.reservation = await self._limits.reserve(levels, self._demand(record, choice))
+
+    async def reserve_at(self, record: ExchangeRecord, choice: Choice) -> None:
+        """
+        The same for the budget of a deployment, at which an attempt is to be made.
+
+        :raises BudgetExceeded: it is spent.
+        """
+        deployment = choice.deployment
+        if deployment.limits is not NO_LIMITS:
+            level = Level(
+                "deployment",
+                deployment.id,
+                deployment.model_name or deployment.id,
+                deployment.limits,
+            )
+            record.at_deployment = await self._limits.reserve(
+                (level,), self._demand(record, choice)
+            )
 
     def _demand(self, record: ExchangeRecord, choice: Choice) -> Demand:
         request, match = record.request, record.match

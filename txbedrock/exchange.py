@@ -8,27 +8,28 @@ decisions are ``core``'s, and it knows neither twisted.web nor a socket.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from txbedrock.accounting import Accounts
 from txbedrock.admission import Admission
 from txbedrock.core.attribution import attribution
 from txbedrock.core.auth import Principal, signing_scope_of
-from txbedrock.core.balance import Turns
 from txbedrock.core.deployments import OnDisconnect
 from txbedrock.core.eventstream import exception_frame
 from txbedrock.core.headers import HeaderList, downstream_headers, header
+from txbedrock.core.health import FailureKind
 from txbedrock.core.identity import Identity
-from txbedrock.core.models import Choice, Models
+from txbedrock.core.limits import BudgetExceeded
+from txbedrock.core.models import Choice, Models, Resolution
 from txbedrock.core.money import picousd_as_usd
 from txbedrock.core.operations import Match, Operations, decode_label
 from txbedrock.core.replies import render, shape_of
 from txbedrock.errors import Fault, InternalError, NotSupported, ProxyError, UpstreamBroke
+from txbedrock.failover import Course, Failover, failure_in, failure_in_frame, failure_of
 from txbedrock.interfaces import (
     Ending,
     ExchangeRecord,
@@ -42,6 +43,7 @@ from txbedrock.interfaces import (
     Outcome,
 )
 from txbedrock.signer import Signer
+from txbedrock.takers import UntilFirstFrame, UntilWhole
 
 __all__ = ["DrainLimits", "Gateway"]
 
@@ -63,6 +65,7 @@ class Gateway:
 
     :param admit: raises when the gateway cannot take a request now.
     :param user_header: lower-case name of a header that names the end user.
+    :param sleep: waits for so many seconds.
     :param wall_clock: POSIX seconds.
     """
 
@@ -78,22 +81,25 @@ class Gateway:
         upstream: IUpstream,
         accounts: Accounts,
         admission: Admission,
+        failover: Failover,
         admit: Callable[[], None],
         user_header: bytes | None = None,
         drain: DrainLimits | None = None,
+        sleep: Callable[[float], Awaitable[None]],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._operations = operations
         self._models = models
-        self._turns = Turns()
         self._signer = signer
         self._upstream = upstream
         self._accounts = accounts
         self._admission = admission
+        self._failover = failover
         self._admit = admit
         self._user_header = user_header
         self._drain_limits = drain or DrainLimits()
+        self._sleep = sleep
         self._now = wall_clock
         self._draining: set[IRelay] = set()
         self._may_drain = True
@@ -156,15 +162,15 @@ class Gateway:
 
     def _give_back(self, record: ExchangeRecord) -> None:
         """What was reserved and not used."""
-        reservation = record.reservation
-        if reservation is None:
-            return
-        if record.attempts:
-            assert record.cost is not None
-            assert record.usage is not None
-            reservation.settle(record.cost.picousd, record.usage)
-        else:
-            reservation.release()
+        for reservation in (record.reservation, record.at_deployment):
+            if reservation is None:
+                continue
+            if record.attempts:
+                assert record.cost is not None
+                assert record.usage is not None
+                reservation.settle(record.cost.picousd, record.usage)
+            else:
+                reservation.release()
 
     async def _carry(
         self, request: InboundRequest, downstream: IDownstream, record: ExchangeRecord
@@ -185,22 +191,85 @@ class Gateway:
             tags = dict.fromkeys((*principal.tags, *record.attribution.tags))
             record.attribution = replace(record.attribution, tags=tuple(tags))
         self._admission.permit(principal, request, match)
-        choices = self._resolve(principal, match, record)
-        choice = record.choice = await self._admission.reserve(record, choices)
+        name, resolution = self._resolve(principal, match, record)
+        await self._admission.reserve(record, resolution.choices[0])
         identity = _identity(record)
         request = await self._signer.with_metadata(request, match, identity)
         record.overhead_s = self._now() - (request.complete or request.received)
-        response = await self._attempt(request, match, choice, identity, record)
-        if self._signer.learn_clock(match, choice, response):
-            await response.discard()
+        course = self._failover.begin(
+            principal,
+            match,
+            request.method,
+            name,
+            resolution,
+            record.attribution,
+            request.headers,
+        )
+        try:
+            while True:
+                try:
+                    close = await self._try(request, match, identity, downstream, record, course)
+                except _Again as again:
+                    if record.at_deployment is not None:
+                        record.at_deployment.release()
+                        record.at_deployment = None
+                    if again.delay_s:
+                        await self._sleep(again.delay_s)
+                else:
+                    self._accounts.price(record)
+                    course.ended(_failure_after(record), record.usage)
+                    return close
+        finally:
+            # Whoever is cancelled, or has something else go wrong, blames nobody.
+            course.abandoned()
+
+    async def _try(
+        self,
+        request: InboundRequest,
+        match: Match,
+        identity: Identity,
+        downstream: IDownstream,
+        record: ExchangeRecord,
+        course: Course,
+    ) -> Callable[[], None]:
+        """
+        One attempt, at the deployment that is best now.
+
+        :raises _Again: it failed, nothing has gone to the client, and there is another.
+        """
+        choice = record.choice = await course.choose()
+        record.model_name = course.model_name
+        try:
+            await self._admission.reserve_at(record, choice)
+        except BudgetExceeded:
+            # That of the deployment: another one may have room.
+            if course.pass_over():
+                raise _Again(0.0) from None
+            raise
+        record.meter, record.error, record.fault = None, "", None
+        record.upstream_status, record.upstream_request_id = 0, ""
+        try:
             response = await self._attempt(request, match, choice, identity, record)
-        record.first_byte_s = self._now() - request.received
-        record.upstream_status = response.status
-        record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
-        if response.status >= 400:
-            record.error = _text(header(response.headers, b"x-amzn-errortype")).partition(":")[0]
-            record.fault = _fault_of(response.status)
-        return await self._relay(match, choice, response, downstream, record)
+            if self._signer.learn_clock(match, choice, response):
+                await response.discard()
+                response = await self._attempt(request, match, choice, identity, record)
+            record.first_byte_s = self._now() - request.received
+            record.upstream_status = response.status
+            record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
+            if response.status >= 400:
+                kind = _text(header(response.headers, b"x-amzn-errortype")).partition(":")[0]
+                record.error, record.fault = kind, _fault_of(response.status)
+            return await self._relay(match, choice, response, downstream, record, course)
+        except ProxyError as error:
+            failure = failure_of(error)
+            if failure is None or record.status:
+                raise
+            delay_s = course.again(failure)
+            if delay_s is None:
+                raise
+            if error.maybe_billed:
+                self._accounts.settle_attempt(record, error)
+            raise _Again(delay_s) from None
 
     def _route(self, request: InboundRequest) -> Match:
         scope = signing_scope_of(request.headers)
@@ -220,16 +289,16 @@ class Gateway:
 
     def _resolve(
         self, principal: Principal, match: Match, record: ExchangeRecord
-    ) -> Sequence[Choice]:
-        """What can serve the request, the best first."""
+    ) -> tuple[str, Resolution]:
+        """:returns: what the model is called, or nothing; what can serve the request."""
         if match.model_label is None:
-            return (self._models.direct(),)
+            return "", self._models.direct()
         label = decode_label(match.model_label)
         label = principal.aliases.get(label, label)
         resolution = self._models.resolve(label)
         record.model_name = resolution.model_name or resolution.choices[0].model_id
         self._admission.permit_model(principal, label, resolution)
-        return self._turns.order(resolution.model_name, resolution.choices)
+        return label, resolution
 
     async def _attempt(
         self,
@@ -250,19 +319,51 @@ class Gateway:
         response: IUpstreamResponse,
         downstream: IDownstream,
         record: ExchangeRecord,
+        course: Course,
     ) -> Callable[[], None]:
-        meter = record.meter = self._accounts.meter(record.request, match, choice, response)
-        headers = downstream_headers(response.headers) + self._own_headers(record, choice)
+        """
+        :raises _Again: the answer is a failure, and was kept from the client.
+        """
         # A short answer goes out when it is whole: its cost is known then, and
         # one that breaks is an error that SDKs retry instead of half an answer.
         short = response.length is not None and response.length <= _SHORT_BYTES
-        taker: ITaker = _Short() if short else downstream
-        relay = self._upstream.relay(response, taker, meter.feed)
-        if not short:
+        if not short and response.status >= 400:
+            failure = failure_in(match, response.status, response.headers)
+            delay_s = None if failure is None else course.again(failure, response.headers)
+            if delay_s is not None:
+                await response.discard()
+                raise _Again(delay_s)
+        meter = record.meter = self._accounts.meter(record.request, match, choice, response)
+        headers = downstream_headers(response.headers) + self._own_headers(record, choice, course)
+
+        def send_head() -> None:
+            if response.status < 400:
+                course.begun()
             record.status = response.status
             if record.reservation is not None:
-                headers += record.reservation.headers()
+                headers.extend(record.reservation.headers())
             downstream.head(response.status, response.phrase, headers, response.length)
+
+        again: list[_Again] = []
+
+        def may_begin(kind: str, message: str) -> bool:
+            delay_s = course.again(failure_in_frame(match, response.status, kind, message))
+            if delay_s is None:
+                return True
+            again.append(_Again(delay_s))
+            relay.stop()
+            return False
+
+        taker: ITaker = downstream
+        if short:
+            if response.status < 400:
+                course.begun()
+            taker = UntilWhole()
+        elif meter.framed and response.status < 300:
+            taker = UntilFirstFrame(downstream, send_head, may_begin)
+        else:
+            send_head()
+        relay = self._upstream.relay(response, taker, meter.feed)
         try:
             ending = await relay.run()
         except CancelledError:
@@ -274,26 +375,46 @@ class Gateway:
         if ending is Ending.COMPLETE and meter.framed and not meter.at_boundary:
             # The upstream ended well, as HTTP sees it, but inside a frame.
             ending = Ending.CUT
-        if isinstance(taker, _Short):
+        if isinstance(taker, UntilWhole):
             if ending is not Ending.COMPLETE:
                 raise UpstreamBroke("The connection to Bedrock broke before the answer was whole.")
-            record.status = response.status
             body = b"".join(taker.pieces) + relay.held
-            cost = self._accounts.price(record).picousd
-            if cost is not None:
-                headers.append((b"x-litellm-response-cost", picousd_as_usd(cost).encode()))
-            if record.reservation is not None:
-                headers += record.reservation.headers(cost)
-
-            def send() -> None:
-                downstream.head(response.status, response.phrase, headers, len(body))
-                downstream.write(body)
-                downstream.finish()
-
-            return send
+            failure = failure_in(match, response.status, response.headers, body)
+            delay_s = None if failure is None else course.again(failure, response.headers)
+            if delay_s is not None:
+                raise _Again(delay_s)
+            return self._whole(response, body, headers, downstream, record)
+        if isinstance(taker, UntilFirstFrame) and not taker.committed:
+            record.bytes_down = 0
+            if again:
+                raise again[0]
+            raise UpstreamBroke("Bedrock ended the stream before its first event.")
         # A length that was told cannot be exceeded by a frame of ours.
         can_tell = response.length is None and meter.framed and meter.at_boundary
         return self._end(ending, can_tell, relay, downstream, record)
+
+    def _whole(
+        self,
+        response: IUpstreamResponse,
+        body: bytes,
+        headers: HeaderList,
+        downstream: IDownstream,
+        record: ExchangeRecord,
+    ) -> Callable[[], None]:
+        """What sends an answer that is here."""
+        record.status = response.status
+        cost = self._accounts.price(record).picousd
+        if cost is not None:
+            headers.append((b"x-litellm-response-cost", picousd_as_usd(cost).encode()))
+        if record.reservation is not None:
+            headers += record.reservation.headers(cost)
+
+        def send() -> None:
+            downstream.head(response.status, response.phrase, headers, len(body))
+            downstream.write(body)
+            downstream.finish()
+
+        return send
 
     def _end(
         self,
@@ -328,12 +449,14 @@ class Gateway:
             return end_with_exception
         return downstream.abort
 
-    def _own_headers(self, record: ExchangeRecord, choice: Choice) -> HeaderList:
+    def _own_headers(self, record: ExchangeRecord, choice: Choice, course: Course) -> HeaderList:
         """What the gateway adds to an answer."""
         assert record.overhead_s is not None
         return [
             (b"x-litellm-call-id", record.request.id.encode()),
             (b"x-litellm-model-id", choice.deployment.id.encode()),
+            (b"x-litellm-attempted-retries", b"%d" % course.retries),
+            (b"x-litellm-attempted-fallbacks", b"%d" % course.fallbacks),
             (b"Server-Timing", b"txbedrock;dur=%.3f" % (record.overhead_s * 1000)),
         ]
 
@@ -380,20 +503,12 @@ class Gateway:
         return lambda: downstream.reply(reply)
 
 
-class _Short:
-    """Takes an answer in place of the client, to be sent on when it is whole."""
+class _Again(Exception):
+    """Another attempt is to be made, after so many seconds."""
 
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.pieces.append(data)
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """It takes everything: it is short."""
-
-    def unregister_producer(self) -> None:
-        pass
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(delay_s)
+        self.delay_s = delay_s
 
 
 _CUT_MESSAGES = {
@@ -409,6 +524,12 @@ def _identity(record: ExchangeRecord) -> Identity:
     return Identity(
         principal.alias, principal.user_id, principal.team_id, record.attribution.end_user
     )
+
+
+def _failure_after(record: ExchangeRecord) -> FailureKind | None:
+    """What of an answer that went to the client was the deployment's failure."""
+    broken = record.outcome is Outcome.PARTIAL and record.fault is Fault.UPSTREAM
+    return FailureKind.BROKE if broken else None
 
 
 def _fault_of(status: int) -> Fault:

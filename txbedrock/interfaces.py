@@ -293,7 +293,8 @@ class GrantSearch:
 
     filters: Mapping[str, str] = field(default_factory=dict)
     """By field: ``alias``, ``user_id``, ``team_id``, ``budget_id``, ``created_by``;
-    only what that kind has. A ``user_id`` of teams is one of their members."""
+    only what that kind has. A ``user_id`` of teams is one of their members, users are
+    also found by ``email`` and ``team_id``."""
 
     order_by: str = "created_us"
     """``created_us``, ``updated_us``, ``alias``, ``id``."""
@@ -393,7 +394,7 @@ class IKeyStore(Protocol):
         """
         What else a request must find room in: what its client says of it.
 
-        :raises KeyBlocked: the end user.
+        :raises KeyBlocked: the end user, or a tag.
         """
 
 
@@ -478,6 +479,9 @@ class ExchangeRecord:
 
     choice: Choice | None = None
     reservation: IReservation | None = None
+    at_deployment: IReservation | None = None
+    """The same, of the deployment's budget."""
+
     attempts: int = 0
     status: int = 0
     """What the client was told; 0: nothing."""
@@ -494,6 +498,9 @@ class ExchangeRecord:
 
     upstream_status: int = 0
     """Of the last attempt's answer; 0: it got none."""
+
+    is_attempt: bool = False
+    """It is one attempt of an exchange that went on, and no exchange of a client's."""
 
     maybe_billed: bool = False
     """An attempt reached Bedrock, and what became of it is not known."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -18,10 +18,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from txbedrock.core.balance import DeploymentState
+from txbedrock.core.health import CircuitState
 from txbedrock.core.money import PICO
+from txbedrock.failover import DIRECT, Tally
 from txbedrock.interfaces import ExchangeRecord
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "routing_metrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -34,7 +37,6 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 # Where OpenTelemetry's semantic conventions for generative AI have a name for a
 # figure, it has that name here.
 
-_DIRECT = "direct"
 _MAX_CODES = 200
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0, 1200.0)
 _MICROSECONDS = (100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 200_000, 1_000_000)
@@ -87,10 +89,16 @@ class Metrics(Collector):
     Counts exchanges as they are settled.
 
     :param gauges: read when asked: name -> (help, value).
+    :param others: further figures, when asked.
     """
 
-    def __init__(self, gauges: dict[str, tuple[str, Gauge]]) -> None:
+    def __init__(
+        self,
+        gauges: dict[str, tuple[str, Gauge]],
+        others: Callable[[], Iterable[Metric]] = lambda: (),
+    ) -> None:
         self._gauges = gauges
+        self._others = others
         self._series: dict[tuple[str, str, str, str], _Series] = defaultdict(_Series)
         self._errors: dict[tuple[str, str], int] = defaultdict(int)
         self._codes: set[str] = set()
@@ -101,9 +109,11 @@ class Metrics(Collector):
 
     def record(self, record: ExchangeRecord) -> None:
         """Count an exchange that is settled."""
+        if record.is_attempt:
+            return  # The client's exchange comes later.
         entry, choice = record.entry, record.choice
         assert entry is not None
-        model = "" if choice is None else choice.deployment.model_name or _DIRECT
+        model = "" if choice is None else choice.deployment.model_name or DIRECT
         series = self._series[entry.service, entry.operation, model, entry.deployment]
         series.outcomes[entry.outcome, entry.status // 100] += 1
         if entry.usage_source != "unknown":
@@ -163,6 +173,7 @@ class Metrics(Collector):
         yield moved
         for name, (text, value) in self._gauges.items():
             yield GaugeMetricFamily(name, text, value=value())
+        yield from self._others()
 
     def _rows(self) -> Iterator[tuple[tuple[str, str, str], _Series]]:
         for (service, operation, model, deployment), series in self._series.items():
@@ -223,3 +234,41 @@ class Metrics(Collector):
         )
         overhead.add_metric((), self._overhead.buckets(), self._overhead.total)
         yield overhead
+
+
+def routing_metrics(tally: Tally, states: Iterable[DeploymentState]) -> Iterator[Metric]:
+    """What becomes of deployments, and of requests when one fails."""
+    for name, text, labels, counts in (
+        ("txbedrock_retries", "Attempts after the first", ("model", "failure"), tally.retries),
+        ("txbedrock_fallbacks", "Other models asked instead", ("model", "to"), tally.fallbacks),
+        (
+            "txbedrock_deployment_changes",
+            "How often a deployment left the rotation, or came back",
+            ("deployment", "state"),
+            tally.changes,
+        ),
+    ):
+        family = CounterMetricFamily(name, text, labels=labels)
+        for values, count in counts.items():
+            family.add_metric(values, count)
+        yield family
+    state = GaugeMetricFamily(
+        "txbedrock_deployment_state",
+        "0: in rotation, 1: being probed, 2: cooling down; the worst of its models",
+        labels=("deployment",),
+    )
+    in_flight = GaugeMetricFamily(
+        "txbedrock_deployment_in_flight", "Requests under way", labels=("deployment",)
+    )
+    worst: dict[str, int] = defaultdict(int)
+    under_way: dict[str, int] = defaultdict(int)
+    for one in states:
+        worst[one.id] = max(worst[one.id], _STATES[one.state])
+        under_way[one.id] += one.in_flight
+    for id, value in worst.items():
+        state.add_metric((id,), value)
+        in_flight.add_metric((id,), under_way[id])
+    yield from (state, in_flight)
+
+
+_STATES = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}

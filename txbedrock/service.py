@@ -40,6 +40,8 @@ class GatewayService(Service):
     The whole gateway as one service.
 
     :param listen: Twisted endpoint strings.
+    :param databases: ways to one database. The first is opened at the start, so that
+        one that cannot be used is told of; the others are when they are needed.
     :param others: what starts and stops with it, beside the database.
     :param observer: what logs, set on the application that this service joins.
     :param program: whether it is a program of its own, which heeds signals and
@@ -57,7 +59,7 @@ class GatewayService(Service):
         gateway: Gateway,
         credentials: CredentialPool,
         pool: Pool,
-        database: Database | None,
+        databases: Sequence[Database],
         ledger: KeptLedger | None,
         others: Sequence[Service],
         reload: Callable[[], object],
@@ -71,7 +73,7 @@ class GatewayService(Service):
         self._gateway = gateway
         self._credentials = credentials
         self._pool = pool
-        self._database = database
+        self._databases = databases
         self._ledger = ledger
         self._others = others
         self._reload = reload
@@ -128,9 +130,9 @@ class GatewayService(Service):
             self._reactor.callWhenRunning(self._heed_signals)
         if self._ledger is not None:
             self._start_ledger(self._ledger)
-        if self._database is not None:
-            self._log.info("the database is {where}", where=self._database.shown)
-            opening = Deferred.fromCoroutine(self._database.open())
+        for database in self._databases[:1]:
+            self._log.info("the database is {where}", where=database.shown)
+            opening = Deferred.fromCoroutine(database.open())
             opening.addErrback(self._no_database)
         for other in self._others:
             other.startService()
@@ -230,8 +232,8 @@ class GatewayService(Service):
             await _maybe(self._ledger.ledger.stopService())
         for other in self._others:
             await _maybe(other.stopService())
-        if self._database is not None:
-            await self._database.close()
+        for database in self._databases:
+            await database.close()
         await _maybe(self._pool.closeCachedConnections())
         await _maybe(self._credentials.stopService())
         self._log.info("stopped")

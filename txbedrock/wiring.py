@@ -4,12 +4,14 @@ Making all parts of the gateway out of its settings, and joining them.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,16 +22,22 @@ from txbedrock.accounting import Accounts, InLedger
 from txbedrock.admission import Admission
 from txbedrock.config import Settings, load_prices
 from txbedrock.core.addresses import parse_network
+from txbedrock.core.balance import Balancer, MemberSpec
 from txbedrock.core.demand import ModelSizes
+from txbedrock.core.deployments import Deployment
 from txbedrock.core.endpoints import Endpoints
 from txbedrock.core.models import Models
 from txbedrock.core.operations import Operations
 from txbedrock.core.permissions import Access
-from txbedrock.core.pricing import PriceTable
+from txbedrock.core.pricing import PriceTable, cost
+from txbedrock.core.retry import Retries
+from txbedrock.core.usage import Source, Usage
 from txbedrock.errors import ConfigError
 from txbedrock.exchange import DrainLimits, Gateway
+from txbedrock.failover import Failover
 from txbedrock.inbound.admin.management import management_resources
 from txbedrock.inbound.admin.metrics import MetricsResource
+from txbedrock.inbound.admin.models import Health, model_resources
 from txbedrock.inbound.admin.spend import spend_resources
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
@@ -37,7 +45,7 @@ from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
 from txbedrock.limits import Limiter
 from txbedrock.logs import AccessLog
-from txbedrock.metrics import CONTENT_TYPE, Metrics
+from txbedrock.metrics import CONTENT_TYPE, Metrics, routing_metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.credentials import CredentialPool
@@ -49,6 +57,9 @@ from txbedrock.storage.directory import Directory
 from txbedrock.storage.keys import AnyKey, KeyStore, MasterKey
 
 __all__ = ["build"]
+
+# By which deployments are compared that choose by cost.
+_A_CALL = Usage(1000, 200, source=Source.BODY)
 
 
 def _always() -> None:
@@ -87,11 +98,14 @@ def build(
     )
     policy = https_policy(settings.ca_bundle, settings.verify_tls)
     agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
-    database = None if settings.database_url is None else Database(settings.database_url, reactor)
+    databases: list[Database] = []
     kept = None
-    if settings.ledger is not None and database is not None:
-        kept = KeptLedger(settings.ledger, database, reactor)
-    keys, directory = _keys(settings, database, reactor, wall_clock)
+    if settings.database_url is not None:
+        # A long report on what was spent must not hold up who looks for a key.
+        databases = [Database(settings.database_url, reactor) for _ in range(2)]
+        if settings.ledger is not None:
+            kept = KeptLedger(settings.ledger, databases[0], reactor)
+    keys, directory = _keys(settings, databases[-1] if databases else None, reactor, wall_clock)
     models = Models(settings.deployments, settings.model_group_alias, settings.default)
     user_header = None if settings.user_header is None else settings.user_header.encode()
     metrics = Metrics(
@@ -113,8 +127,13 @@ def build(
                 "Requests whose cost was not known when their budget was settled",
                 lambda: limiter.unknown_costs,
             ),
+            "txbedrock_waiting_for_deployment": (
+                "Requests that wait for a deployment with too many",
+                lambda: failover.balancer.waiting,
+            ),
             **({} if kept is None else kept.gauges()),
-        }
+        },
+        lambda: routing_metrics(failover.tally, failover.balancer.states(wall_clock())),
     )
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
     accounts = Accounts(
@@ -127,9 +146,30 @@ def build(
         wait_s=settings.access.limit_wait_s,
         allow_unpriced=settings.access.allow_unpriced,
     )
+    admission = Admission(keys, limiter, accounts, ModelSizes.parse(data.load("model_limits")))
+    known_deployments = [*settings.deployments]
+    if settings.default is not None:
+        known_deployments.append(settings.default)
+    failover = Failover(
+        Retries(settings.retries, random.random),
+        settings.fallbacks,
+        models,
+        admission.permit_model,
+        reactor,
+        wall_clock,
+        affinity.encode() if (affinity := settings.routing.affinity_header) else None,
+    )
+    failover.balancer = Balancer(
+        settings.routing,
+        {one.id: _member(one, accounts.prices) for one in known_deployments},
+        random.Random(),
+        failover.changed,
+    )
     gateway = Gateway(
         keys=keys,
-        admission=Admission(keys, limiter, accounts, ModelSizes.parse(data.load("model_limits"))),
+        admission=admission,
+        failover=failover,
+        sleep=lambda seconds: deferLater(reactor, seconds),
         operations=Operations(data.load("operations")),
         models=models,
         signer=Signer(
@@ -168,10 +208,17 @@ def build(
                 hint,
                 directory,
             ),
+            **models_at(hint),
             **management_resources(
                 keys, directory, None if kept is None else kept.ledger, _salt(settings)
             ),
         }
+
+    def models_at(hint: str) -> dict[bytes, Resource]:
+        found = model_resources(keys, settings.deployments, hint)
+        if not settings.route_prefix:
+            del found[b"model"]  # There it is Bedrock's.
+        return found
 
     def site(is_ready: Callable[[], bool]) -> Site:
         return Site(
@@ -180,6 +227,7 @@ def build(
                 settings.route_prefix,
                 is_ready,
                 management,
+                Health(keys, known_deployments, lambda: failover.balancer.states(wall_clock())),
             ),
             reactor,
             ClientLimits(
@@ -199,7 +247,7 @@ def build(
         gateway=gateway,
         credentials=credentials,
         pool=pool,
-        database=database,
+        databases=databases,
         ledger=kept,
         others=[limiter, *([keys] if isinstance(keys, KeyStore) else [])],
         reload=lambda: _reload_prices(accounts, settings.price_file),
@@ -209,6 +257,23 @@ def build(
         program=program,
     )
     return service
+
+
+def _member(deployment: Deployment, prices: PriceTable) -> MemberSpec:
+    """What there is to say of a deployment to whoever chooses one."""
+    price = prices.price(
+        deployment.model_id, deployment.region, deployment.prices, deployment.base_model
+    )
+    usual = None if price is None else cost(price, _A_CALL).picousd
+    return MemberSpec(
+        weight=deployment.weight,
+        order=deployment.order,
+        rpm=deployment.rpm,
+        tpm=deployment.tpm,
+        max_parallel=deployment.max_parallel,
+        tags=deployment.tags,
+        cost=None if usual is None else float(usual),
+    )
 
 
 def _salt(settings: Settings) -> bytes | None:

@@ -292,7 +292,7 @@ class RawTests(SynchronousTestCase):
 
     def test_direct(self) -> None:
         """A request that names no model goes to the default deployment's region."""
-        choice = self.models.direct()
+        [choice] = self.models.direct().choices
         self.assertEqual((choice.deployment, choice.region), (DEFAULT, "us-east-1"))
         self.assertEqual(choice.model_id, "")
 

@@ -23,6 +23,7 @@ from twisted.trial.unittest import SkipTest
 from tests.fakes import ACCESS_KEY_ID, KEY
 from tests.sandboxed import REGION, SandboxedTestCase
 from txbedrock.config import Settings
+from txbedrock.core.balance import RoutingSettings, Strategy
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.sandbox.service import Recorded
 
@@ -700,10 +701,10 @@ class _Errors:
 class _Upstream:
     """Several deployments, and other ways to be known at Bedrock."""
 
-    async def test_turns(self: Any) -> None:
+    async def test_several(self: Any) -> None:
         """
-        Two deployments of one name take turns, each with its own region,
-        credentials and base URL, whose path is signed and sent.
+        Two deployments of one name, each with its own region, credentials and base
+        URL, whose path is signed and sent.
         """
         self.start_sandbox(prefix="/base/path")
         self.sandbox.accept("AKIAOTHEROTHEROTHER", "planted-other-secret")
@@ -724,24 +725,22 @@ class _Upstream:
                 access_key_id="AKIAOTHEROTHEROTHER", secret_access_key="planted-other-secret"
             ),
         )
-        await self.start_gateway(self.settings(deployments=(east, west)))
+        shuffled = RoutingSettings(strategy=Strategy.SIMPLE_SHUFFLE)
+        await self.start_gateway(self.settings(deployments=(east, west), routing=shuffled))
         self.replies(
-            await self.run_client([converse("balanced"), converse_stream("balanced")] * 2)
+            await self.run_client([converse("balanced"), converse_stream("balanced")] * 10)
         )
-        each_turn = [
-            ("us-east-1", ACCESS_KEY_ID, b"/model/anthropic.claude-v1%3A0/converse"),
-            (
-                "eu-west-1",
-                "AKIAOTHEROTHEROTHER",
-                b"/model/" + PROFILE.replace(":", "%3A").encode() + b"/converse-stream",
-            ),
-        ]
+        model = PROFILE.replace(":", "%3A").encode()
         self.assertEqual(
-            [(each.region, each.access_key_id, each.target) for each in self.arrived()],
-            [
-                (region, key, f"/base/path/_as/bedrock-runtime.{region}".encode() + path)
-                for region, key, path in each_turn * 2
-            ],
+            {(each.region, each.access_key_id, each.target) for each in self.arrived()},
+            {
+                (region, key, f"/base/path/_as/bedrock-runtime.{region}".encode() + path + verb)
+                for region, key, path in (
+                    ("us-east-1", ACCESS_KEY_ID, b"/model/anthropic.claude-v1%3A0"),
+                    ("eu-west-1", "AKIAOTHEROTHEROTHER", b"/model/" + model),
+                )
+                for verb in (b"/converse", b"/converse-stream")
+            },
         )
 
     async def test_bearer(self: Any) -> None:

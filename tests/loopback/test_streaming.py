@@ -139,8 +139,9 @@ class StreamingTests(SandboxedTestCase):
         self.assertTrue(client.whole(), (operation, client.received[-200:]))
         self.assertEqual(client.status, 200, client.received)
         [recorded] = [each for each in self.sandbox.requests if each.operation == operation]
-        sent = recorded.sent_times[1:]  # The head goes first, and alone.
-        self.assertLess(client.lengths[0][0], sent[0], f"{operation}: the head waited")
+        # The head goes first, and alone; at the gateway it waits for the first event, as
+        # another deployment could be asked until then.
+        sent = recorded.sent_times[1:]
         return sent, client.events()
 
     async def test_incremental(self) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import treq
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import Agent
 from twisted.web.http_headers import Headers
 
@@ -142,3 +146,21 @@ class ClientTests(GatewayTestCase):
         )
         self.assertEqual(response.status, 200)
         await response.discard()
+
+
+class PoolTests(SynchronousTestCase):
+    """Idle connections."""
+
+    def test_closing(self) -> None:
+        """A connection that is being closed is not kept for the next request."""
+        clock = Clock()
+        pool = Pool(clock, max_idle=4, connect_timeout_s=1.0)
+        for disconnecting, kept in ((True, 0), (False, 1)):
+            transport = StringTransport()
+            transport.disconnecting = disconnecting
+            connection = HTTP11ClientProtocol()
+            connection.makeConnection(transport)
+            pool._putConnection("here", connection)
+            self.assertEqual(len(pool._connections.get("here", [])), kept)
+        for call in clock.getDelayedCalls():
+            call.cancel()

@@ -4,7 +4,6 @@ The part of the configuration that says who may ask for what, and how much.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,6 @@ from txbedrock.config.fields import (
     Wrong,
     boolean,
     duration,
-    number,
     one_of,
     price,
     text,
@@ -39,8 +37,6 @@ OURS = (
     "virtual_keys",
 )
 """The keys of ``general_settings`` that are read here."""
-
-_count = number(0, math.inf, whole=True)
 
 
 def access_settings(general: Section, litellm: Section, env: Section) -> AccessSettings:
@@ -73,21 +69,11 @@ def access_settings(general: Section, litellm: Section, env: Section) -> AccessS
 
 
 def deployment_limits(params: Section) -> Limits:
-    """What ``litellm_params`` says of how much may be asked of a deployment."""
-
-    def count(key: str) -> int | None:
-        found = params.get(key, _count)
-        return None if found is None else int(found)
-
-    limits = Limits(
-        rpm=count("rpm"),
-        tpm=count("tpm"),
-        max_parallel=count("max_parallel_requests"),
-        max_budget=params.get("max_budget", price),
-        budget_duration=params.get("budget_duration", _period) or "",
-    )
+    """The budget that ``litellm_params`` gives a deployment."""
+    budget = params.get("max_budget", price)
+    period = params.get("budget_duration", _period) or ""
     # Whoever asks for room is spared the question by this very object.
-    return NO_LIMITS if limits == Limits(budget_duration=limits.budget_duration) else limits
+    return NO_LIMITS if budget is None else Limits(max_budget=budget, budget_duration=period)
 
 
 def access_groups(info: Section) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ __all__ = [
     "MODEL_INFO",
     "ROOT",
     "ROUTER_SETTINGS",
-    "STRATEGIES",
 ]
 
 _any = Kind(anything)
@@ -45,17 +44,6 @@ _limit_text = Kind(text, restricts=True)
 # For what Bedrock bills nobody by.
 _prices = dict.fromkeys(LITELLM_WITHOUT_EFFECT, _any)
 
-STRATEGIES = (
-    "simple-shuffle",
-    "least-busy",
-    "usage-based-routing",
-    "usage-based-routing-v2",
-    "latency-based-routing",
-    "cost-based-routing",
-    "adaptive",
-)
-"""Names of ``router_settings.routing_strategy``; the last is this project's own."""
-
 ROOT: Mapping[str, Kind] = {
     "callback_settings": _map,
     "files_settings": _list,
@@ -72,11 +60,6 @@ MODEL: Mapping[str, Kind] = {}
 CREDENTIAL: Mapping[str, Kind] = {"credential_info": _map}
 
 LITELLM_PARAMS: Mapping[str, Kind] = {
-    "weight": _amount,
-    "order": _count,
-    "max_retries": _count,
-    "num_retries": _count,
-    "tags": _list,
     "use_in_pass_through": _bool,
     "mock_response": _any,
     **_prices,
@@ -103,22 +86,7 @@ MODEL_INFO: Mapping[str, Kind] = {
 }
 
 ROUTER_SETTINGS: Mapping[str, Kind] = {
-    "num_retries": _count,
-    "retry_after": _amount,
-    "allowed_fails": _count,
-    "allowed_fails_policy": _map,
-    "cooldown_time": _amount,
-    "disable_cooldowns": _bool,
-    "retry_policy": _map,
-    "model_group_retry_policy": _map,
-    "fallbacks": _list,
-    "default_fallbacks": _list,
-    "context_window_fallbacks": _list,
-    "content_policy_fallbacks": _list,
-    "max_fallbacks": _count,
     "enable_pre_call_checks": _bool,
-    "enable_tag_filtering": Kind(boolean, restricts=True),
-    "default_max_parallel_requests": _limit_count,
     "routing_strategy_args": _map,
     "provider_budget_config": _limit_map,
     "redis_host": _text,
@@ -196,7 +164,6 @@ GENERAL_SETTINGS: Mapping[str, Kind] = {
 }
 
 LITELLM_SETTINGS: Mapping[str, Kind] = {
-    "num_retries": _count,
     "callbacks": _any,
     "success_callback": _list,
     "failure_callback": _list,
@@ -223,12 +190,6 @@ LITELLM_SETTINGS: Mapping[str, Kind] = {
     "ssl_certificate": _text,
     "turn_off_message_logging": _bool,
     "redact_user_api_key_info": _bool,
-    "fallbacks": _list,
-    "default_fallbacks": _list,
-    "context_window_fallbacks": _list,
-    "content_policy_fallbacks": _list,
-    "allowed_fails": _count,
-    "cooldown_time": _amount,
     "guardrails": _limit_list,
     "langfuse_default_tags": _list,
     "langfuse_prompt_version": _any,

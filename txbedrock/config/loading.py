@@ -27,7 +27,7 @@ from typing import TypeVar
 from botocore.configloader import load_config, raw_config_parse
 from botocore.exceptions import BotoCoreError
 
-from txbedrock.config import access, litellm
+from txbedrock.config import access, litellm, routing
 from txbedrock.config.fields import (
     Field,
     Found,
@@ -202,17 +202,22 @@ class _Configuration:
         """
         on_disconnect = self._general.get("on_disconnect", _on_disconnect) or OnDisconnect.DRAIN
         self._read_credential_list()
-        self._read_strategy()
         default = self._default_deployment(on_disconnect)
         deployments = self._deployments(on_disconnect)
         verify_tls, ca_bundle = self._tls()
         database_url = self._url_of_database()
         if self._price_file is not None:
             self._prices_of_all()
+        aliases = self._aliases(deployments, default)
+        named = routing.Names(Models(deployments, aliases, default), aliases, self._left_out)
+        routed = routing.routing_settings(self._router, self._litellm, named)
         settings = Settings(
             deployments=deployments,
             default=default,
-            model_group_alias=self._aliases(deployments, default),
+            routing=routed.routing,
+            retries=routed.retries,
+            fallbacks=routed.fallbacks,
+            model_group_alias=aliases,
             endpoint_urls=self._endpoint_urls(),
             use_fips=self._variant("use_fips_endpoint"),
             use_dualstack=self._variant("use_dualstack_endpoint"),
@@ -231,7 +236,7 @@ class _Configuration:
             verify_tls=verify_tls,
             environment=self._environment,
         )
-        self._router.finish(litellm.ROUTER_SETTINGS)
+        self._router.finish(litellm.ROUTER_SETTINGS, ours=routing.OURS)
         self._general.finish(litellm.GENERAL_SETTINGS, ours=_OURS)
         self._litellm.finish(litellm.LITELLM_SETTINGS)
         self._root.finish(litellm.ROOT)
@@ -365,6 +370,7 @@ class _Configuration:
             region_from_model=only_default,
             prices=prices,
             limits=access.deployment_limits(params),
+            **routing.deployment_routing(params),
             session_tags=self._session_tags(params),
             base_model=self._base_model(params, info, model, region or ""),
         )
@@ -525,14 +531,6 @@ class _Configuration:
                     name, f"found {shorten(model, 80)!r}, expected a model_name of model_list"
                 )
         return aliases
-
-    def _read_strategy(self) -> None:
-        strategy = self._router.get("routing_strategy", one_of(litellm.STRATEGIES))
-        if strategy not in (None, "simple-shuffle"):
-            self._router.notice(
-                "routing_strategy",
-                "has no effect in this version: the deployments of a model take turns",
-            )
 
     # Credentials
 

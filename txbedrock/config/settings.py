@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from txbedrock.core.balance import RoutingSettings
 from txbedrock.core.deployments import Deployment
+from txbedrock.core.fallbacks import Fallbacks
 from txbedrock.core.grants import NO_LIMITS, Key
 from txbedrock.core.grants import Limits as GrantedLimits
+from txbedrock.core.retry import RetrySettings
 
 __all__ = ["SERVICES", "AccessSettings", "LedgerSettings", "Limits", "Settings"]
 
@@ -120,6 +123,9 @@ class Settings:
     """For Bedrock's own model ids and for requests that name no model: the
     environment's credentials and region. None: the region is not known."""
 
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
+    retries: RetrySettings = field(default_factory=RetrySettings)
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
     model_group_alias: Mapping[str, str] = field(default_factory=dict)
 
     endpoint_urls: Mapping[str, str] = field(default_factory=dict)

@@ -95,8 +95,22 @@ class Deployment:
     """Its own prices, in pico-USD by name (:mod:`~txbedrock.core.pricekeys`)."""
 
     limits: Limits = field(default=NO_LIMITS, hash=False)
-    """What may be asked of it; :data:`~txbedrock.core.grants.NO_LIMITS` itself if
-    nothing is limited."""
+    """Its budget; :data:`~txbedrock.core.grants.NO_LIMITS` itself if it has none."""
+
+    weight: float | None = None
+    """How much of the requests it gets, among those of its group."""
+
+    order: int = 0
+    """Those with a lower one come first."""
+
+    tags: tuple[str, ...] = ()
+    """Requests with one of them are for it, where tags choose deployments."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    max_retries: int | None = None
+    """How often one request may try it again; None: as the general settings say."""
 
     session_tags: tuple[str, ...] = ()
     """What AWS is told in the tags of the role's session, of

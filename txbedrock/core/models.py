@@ -160,7 +160,9 @@ class Models:
         default: Deployment | None,
     ) -> None:
         self._default = default
-        self._direct = None if default is None else Choice(default, "", default.region)
+        self._direct: Resolution | None = None
+        if default is not None:
+            self._direct = Resolution("", (Choice(default, "", default.region),))
         self._recent: dict[str, Resolution] = {}
         self._groups: dict[str, list[Deployment]] = {}
         for deployment in deployments:
@@ -199,9 +201,9 @@ class Models:
                 self._recent[label] = found
         return found
 
-    def direct(self) -> Choice:
+    def direct(self) -> Resolution:
         """
-        Where a request goes that names no model.
+        Where a request goes that names no model; the same object each time.
 
         :raises InvalidRequest: if there is no default deployment.
         """

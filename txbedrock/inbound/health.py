@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.web.resource import Resource
+
 from txbedrock import __version__
-from txbedrock.inbound.replying import JsonResource, Node
+from txbedrock.inbound.replying import JsonResource
 from txbedrock.inbound.site import Request
 
 __all__ = ["Liveness", "Readiness", "health"]
@@ -39,9 +41,12 @@ class Readiness(JsonResource):
         )
 
 
-def health(is_ready: Callable[[], bool], hint: str) -> Node:
-    """``/health`` with its children."""
-    node = Node(hint)
+def health(is_ready: Callable[[], bool], node: Resource) -> Resource:
+    """
+    ``/health`` with its children.
+
+    :param node: answers for itself: it needs a key.
+    """
     for name in (b"liveliness", b"liveness"):
         node.putChild(name, Liveness())
     node.putChild(b"readiness", Readiness(is_ready))

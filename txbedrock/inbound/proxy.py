@@ -54,7 +54,7 @@ class Downstream:
 
     def abort(self) -> None:
         if not self._request._disconnected:
-            self._request.channel.abort()
+            self._request.channel.cut_off()
 
     def reply(self, reply: Reply) -> None:
         if not self._request._disconnected:

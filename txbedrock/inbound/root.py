@@ -20,6 +20,7 @@ def resource_tree(
     route_prefix: str,
     is_ready: Callable[[], bool],
     management: Callable[[str], dict[bytes, Resource]],
+    deployments: Resource,
 ) -> Resource:
     """
     :param proxy: makes the leaf, given how many segments lead to it.
@@ -27,6 +28,7 @@ def resource_tree(
         ``/health`` and the management's own is Bedrock's.
     :param is_ready: what ``/health/readiness`` says.
     :param management: what else is at the root, given a hint for lost paths.
+    :param deployments: what ``/health`` itself says.
     """
     segments = [segment.encode() for segment in route_prefix.split("/") if segment]
     leaf = proxy(len(segments))
@@ -39,7 +41,7 @@ def resource_tree(
         node = inner
     if segments:
         node.putChild(segments[-1], leaf)
-    root.putChild(b"health", health(is_ready, hint))
+    root.putChild(b"health", health(is_ready, deployments))
     for name, resource in management(hint).items():
         root.putChild(name, resource)
     return root

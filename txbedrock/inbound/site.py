@@ -37,6 +37,9 @@ __all__ = ["Channel", "ClientLimits", "Request", "Site", "inbound_request", "sen
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
+_LAST_WRITES_S = 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
     """What a client may send, and how long it may take over it."""
@@ -169,6 +172,7 @@ class Channel(http.HTTPChannel):
     refused = False
     _phase = "idle"
     _linger: IDelayedCall | None = None
+    _cut: IDelayedCall | None = None
     _log = Logger()
 
     @property
@@ -182,13 +186,22 @@ class Channel(http.HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.disconnected(self)
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
+        for timer in (self._linger, self._cut):
+            if timer is not None and timer.active():
+                timer.cancel()
         http.HTTPChannel.connectionLost(self, reason)
 
     def abort(self) -> None:
-        """Cut the connection, so that nothing sent so far looks whole."""
+        """Cut the connection now, so that nothing sent so far looks whole."""
         self._tcp.abortConnection()
+
+    def cut_off(self) -> None:
+        """
+        The same for an answer, after a moment for what was written to it just now: that
+        would be lost otherwise, the head with it.
+        """
+        if self._cut is None:
+            self._cut = self.site.clock.callLater(_LAST_WRITES_S, self.abort)
 
     @property
     def idle(self) -> bool:

@@ -182,6 +182,12 @@ class Pool(HTTPConnectionPool):
         self.cachedConnectionTimeout = _IDLE_CONNECTION_S  # type: ignore[assignment]
         self._connect_timeout_s = connect_timeout_s
 
+    def _putConnection(self, key: Hashable, connection: HTTP11ClientProtocol) -> None:
+        # A relay that was stopped closes its connection, whose answer may have come to
+        # its end in the same piece. The next request on it would be lost.
+        if not getattr(connection.transport, "disconnecting", False):
+            HTTPConnectionPool._putConnection(self, key, connection)
+
     def _newConnection(
         self, key: Hashable, endpoint: IStreamClientEndpoint
     ) -> Deferred[HTTP11ClientProtocol]:
