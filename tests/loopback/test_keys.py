@@ -63,6 +63,11 @@ class KeyTestCase(AccountTestCase):
         self.assertEqual(client.status, status, client.received)
         return json.loads(client.body, parse_float=Decimal)
 
+    async def block(self, key: str) -> None:
+        client = await self.ask(request("/key/block", json.dumps({"key": key}).encode(), key=KEY))
+        client.transport.loseConnection()
+        self.assertEqual(client.status, 200, client.received)
+
     async def generate(self, **fields: Any) -> str:
         """A new key."""
         secret: str = (await self.manage("/key/generate", **fields))["key"]
@@ -204,6 +209,18 @@ class PermissionTests(KeyTestCase):
         self.assertEqual(client.status, 403)
 
 
+class LogTests(KeyTestCase):
+    """What an operator sees."""
+
+    async def test_whose(self) -> None:
+        """The log says whose key it was that is blocked or has expired."""
+        await self.start_keys()
+        key = await self.generate(key_alias="ci")
+        await self.block(key)
+        self.assertEqual((await self.use(key)).status, 403)
+        self.assertEqual(self.records.records[-1].detail, "key ci")
+
+
 class SpreadTests(KeyTestCase):
     """Several processes with one database."""
 
@@ -246,11 +263,6 @@ class SpreadTests(KeyTestCase):
         self.assert_denied(await self.use(key), "blocked")
         self.port = first
         return waited
-
-    async def block(self, key: str) -> None:
-        client = await self.ask(request("/key/block", json.dumps({"key": key}).encode(), key=KEY))
-        client.transport.loseConnection()
-        self.assertEqual(client.status, 200, client.received)
 
     async def test_sqlite(self) -> None:
         """A blocked key stops within the stated age."""

@@ -620,10 +620,11 @@ class KeyStore(Service):
                 f"This key's secret was replaced, and was good until {when}. Use the new one."
                 if holder.replaced
                 else f"This key expired at {when}. Whoever issued it can extend it with "
-                "/key/update, or issue a new one."
+                "/key/update, or issue a new one.",
+                detail=f"key {holder.principal.alias}",
             )
         if holder.refusal:
-            raise KeyBlocked(holder.refusal)
+            raise KeyBlocked(holder.refusal, detail=f"key {holder.principal.alias}")
         return holder.principal
 
     async def _load_keys(
