@@ -35,6 +35,7 @@ from txbedrock.interfaces import (
     ExchangeRecord,
     IDownstream,
     IKeyStore,
+    IMeter,
     InboundRequest,
     IRelay,
     ITaker,
@@ -64,6 +65,7 @@ class Gateway:
     Carries requests to Bedrock and answers back.
 
     :param admit: raises when the gateway cannot take a request now.
+    :param stop_overruns: whether a stream ends that is longer than what was reserved.
     :param user_header: lower-case name of a header that names the end user.
     :param sleep: waits for so many seconds.
     :param wall_clock: POSIX seconds.
@@ -83,6 +85,7 @@ class Gateway:
         admission: Admission,
         failover: Failover,
         admit: Callable[[], None],
+        stop_overruns: bool = False,
         user_header: bytes | None = None,
         drain: DrainLimits | None = None,
         sleep: Callable[[float], Awaitable[None]],
@@ -97,6 +100,7 @@ class Gateway:
         self._admission = admission
         self._failover = failover
         self._admit = admit
+        self._stop_overruns = stop_overruns
         self._user_header = user_header
         self._drain_limits = drain or DrainLimits()
         self._sleep = sleep
@@ -363,7 +367,17 @@ class Gateway:
             taker = UntilFirstFrame(downstream, send_head, may_begin)
         else:
             send_head()
-        relay = self._upstream.relay(response, taker, meter.feed)
+        overrun = False
+
+        def watch(data: bytes) -> None:
+            nonlocal overrun
+            meter.feed(data)
+            if meter.frames > most and meter.at_boundary:
+                overrun = True
+                relay.stop()
+
+        most = self._most_events(meter, record)
+        relay = self._upstream.relay(response, taker, watch if most else meter.feed)
         try:
             ending = await relay.run()
         except CancelledError:
@@ -372,7 +386,9 @@ class Gateway:
             return _nothing
         finally:
             record.bytes_down = relay.relayed
-        if ending is Ending.COMPLETE and meter.framed and not meter.at_boundary:
+        if overrun:
+            ending = Ending.OVERRUN
+        elif ending is Ending.COMPLETE and meter.framed and not meter.at_boundary:
             # The upstream ended well, as HTTP sees it, but inside a frame.
             ending = Ending.CUT
         if isinstance(taker, UntilWhole):
@@ -416,6 +432,12 @@ class Gateway:
 
         return send
 
+    def _most_events(self, meter: IMeter, record: ExchangeRecord) -> int:
+        """How many events of a stream there is room for, each a token at least; 0: any."""
+        if not (self._stop_overruns and meter.framed) or record.reservation is None:
+            return 0
+        return record.reservation.output_tokens() + _OTHER_EVENTS
+
     def _end(
         self,
         ending: Ending,
@@ -438,9 +460,9 @@ class Gateway:
 
             return finish
         record.outcome, record.error = Outcome.PARTIAL, ending.value
-        record.fault = Fault.CLIENT if ending is Ending.STALLED else Fault.UPSTREAM
+        record.fault = _BLAME.get(ending, Fault.UPSTREAM)
         if ending in _CUT_MESSAGES and can_tell:
-            frame = exception_frame("internalServerException", _CUT_MESSAGES[ending])
+            frame = exception_frame(*_CUT_MESSAGES[ending])
 
             def end_with_exception() -> None:
                 downstream.write(frame)
@@ -512,9 +534,25 @@ class _Again(Exception):
 
 
 _CUT_MESSAGES = {
-    Ending.CUT: "The connection to Bedrock broke before the end of the stream.",
-    Ending.IDLE: "Bedrock sent nothing for too long; the stream was given up.",
+    Ending.CUT: (
+        "internalServerException",
+        "The connection to Bedrock broke before the end of the stream.",
+    ),
+    Ending.IDLE: (
+        "internalServerException",
+        "Bedrock sent nothing for too long; the stream was given up.",
+    ),
+    Ending.OVERRUN: (
+        "throttlingException",
+        "The answer is longer than what was reserved for it in the limits and budgets of "
+        "this key. Ask for shorter ones with maxTokens.",
+    ),
 }
+
+_BLAME = {Ending.STALLED: Fault.CLIENT, Ending.OVERRUN: Fault.POLICY}
+
+# Of a stream, besides those that hold tokens: its start, its end, its figures ...
+_OTHER_EVENTS = 64
 
 
 def _identity(record: ExchangeRecord) -> Identity:

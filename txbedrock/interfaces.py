@@ -196,6 +196,9 @@ class Ending(Enum):
     CAPPED = "capped"
     """Draining reached its limit of bytes or time."""
 
+    OVERRUN = "overrun"
+    """It was longer than what was reserved for it."""
+
 
 class IRelay(Protocol):
     """A body on its way from upstream to downstream."""
@@ -411,6 +414,9 @@ class IReservation(Protocol):
     def release(self) -> None:
         """Nothing was sent, so nothing counts."""
 
+    def output_tokens(self) -> int:
+        """How many tokens of an answer there is room for."""
+
     def headers(self, picousd: int | None = None) -> HeaderList:
         """
         What the answer says of the limits.
@@ -455,6 +461,10 @@ class IMeter(Protocol):
     @property
     def framed(self) -> bool:
         """Is the body an AWS event stream?"""
+
+    @property
+    def frames(self) -> int:
+        """Of an AWS event stream, complete ones so far."""
 
     @property
     def at_boundary(self) -> bool:

@@ -126,6 +126,10 @@ class Reservation:
             self._over = True
             self._limiter._release(self._taken)
 
+    def output_tokens(self) -> int:
+        """How many tokens of an answer there is room for."""
+        return self._demand.output_tokens()
+
     def headers(self, picousd: int | None = None) -> HeaderList:
         """
         What the answer says of the limits; may be asked before and after it is settled.

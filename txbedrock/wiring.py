@@ -169,6 +169,7 @@ def build(
         keys=keys,
         admission=admission,
         failover=failover,
+        stop_overruns=settings.access.stop_overruns,
         sleep=lambda seconds: deferLater(reactor, seconds),
         operations=Operations(data.load("operations")),
         models=models,

@@ -10,11 +10,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from tests.fakes import BareClient, request
+from tests.fakes import BareClient, request, until
 from tests.loopback.test_spend import SpendTestCase
 from txbedrock.config import AccessSettings, LedgerSettings
 from txbedrock.core.auth import hash_key
 from txbedrock.core.entries import Filters
+from txbedrock.core.eventstream import Decoder, Frame
 from txbedrock.core.grants import Key, Limits, ModelLimits, Token
 
 SECRET = "sk-planted-limited-key"
@@ -145,3 +146,32 @@ class AnswerTests(LimitTestCase):
         statuses = [(await self.say()).status for _ in range(10)]
         self.assertIn(statuses.count(200), (4, 5))
         self.assertEqual(await self.spent(), (5 + statuses.count(200)) * COST)
+
+
+class OverrunTests(LimitTestCase):
+    """A stream that is longer than what was reserved for it."""
+
+    async def stream(self, **access: Any) -> tuple[BareClient, list[Frame]]:
+        await self.start_limited(Limits(max_budget=1000 * COST), **access)
+        self.sandbox.faults.add("flood", megabytes=0.2, frame_bytes=200, times=1)
+        client = await self.say("/bedrock/model/own/converse-stream")
+        self.assertEqual(client.status, 200)
+        self.assertTrue(client.whole())
+        return client, Decoder().feed(client.dechunked())
+
+    async def test_stopped(self) -> None:
+        """If the operator wants it, it ends with an exception that SDKs know."""
+        _, frames = await self.stream(stop_overruns=True)
+        last = frames[-1]
+        self.assertEqual(last.headers[":exception-type"], "throttlingException")
+        self.assertIn(b"maxTokens", last.payload)
+        self.assertLess(len(frames), 1000)
+        [record] = self.records.records
+        self.assertEqual((record.outcome.value, record.error), ("partial", "overrun"))
+        await until(lambda: not self.gateway._gateway.in_flight)
+
+    async def test_not_stopped(self) -> None:
+        """Otherwise it goes on to its end."""
+        _, frames = await self.stream()
+        self.assertEqual({frame.headers[":message-type"] for frame in frames}, {"event"})
+        self.assertGreater(len(frames), 900)

@@ -33,6 +33,7 @@ OURS = (
     "key_cache_grace",
     "limit_wait",
     "salt_key",
+    "stop_streams_over_reservation",
     "trusted_proxies",
     "virtual_keys",
 )
@@ -62,6 +63,7 @@ def access_settings(general: Section, litellm: Section, env: Section) -> AccessS
         key_cache_age_s=standard.key_cache_age_s if age is None else age,
         key_cache_grace_s=standard.key_cache_grace_s if grace is None else grace,
         allow_unpriced=unpriced == "allow",
+        stop_overruns=general.get("stop_streams_over_reservation", boolean) or False,
         limit_wait_s=standard.limit_wait_s if wait is None else wait,
         end_user_limits=NO_LIMITS if end_user is None else Limits(max_budget=end_user),
         trusted_proxies=general.get("trusted_proxies", _networks) or (),

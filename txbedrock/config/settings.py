@@ -103,6 +103,9 @@ class AccessSettings:
     allow_unpriced: bool = False
     """Whether a key with a budget may use what has no price."""
 
+    stop_overruns: bool = False
+    """Whether a stream ends that is longer than what was reserved for it."""
+
     limit_wait_s: float = 10.0
     """How long a request may wait for what others have reserved."""
 

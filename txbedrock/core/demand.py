@@ -311,6 +311,11 @@ class Demand:
         self._estimate()
         return self._tokens + self._output
 
+    def output_tokens(self) -> int:
+        """Tokens of its answer at most."""
+        self._estimate()
+        return self._output
+
     def picousd(self) -> int | None:
         """
         What it costs at most.

@@ -84,6 +84,11 @@ class Meter:
         return self._scanner is not None
 
     @property
+    def frames(self) -> int:
+        """Complete ones so far; 0 of what has none."""
+        return 0 if self._scanner is None else self._scanner.frames
+
+    @property
     def at_boundary(self) -> bool:
         """Before the first frame of an event stream or exactly between two."""
         return self._scanner is not None and self._scanner.at_boundary
