@@ -371,7 +371,6 @@ class KindTests(SynchronousTestCase):
             (Team(id="t"), {"team_member_rpm_limit": 2}, "member_limits.rpm", 2),
             (Team(id="t"), {"team_member_tpm_limit": 2}, "member_limits.tpm", 2),
             (Customer(id="c"), {"alias": "Corp"}, "alias", "Corp"),
-            (Customer(id="c"), {"models": ["m"]}, "permissions.models", ("m",)),
             (Customer(id="c"), {"blocked": True}, "blocked", True),
             (Budget(id="b"), {"max_budget": 1}, "limits.max_budget", PICO),
             (Tag(id="x"), {"description": "d"}, "description", "d"),

@@ -112,7 +112,7 @@ FULL: tuple[Grant, ...] = (
         type=KeyType.MANAGEMENT, expires_us=10, tags=("prod", "x"), aliases={"a": "c"},
         limits=LIMITS, permissions=PERMISSIONS, metadata=METADATA, blocked=True,
     ),
-    Customer(id="e1", alias="End", budget_id="b1", limits=LIMITS, permissions=PERMISSIONS),
+    Customer(id="e1", alias="End", budget_id="b1", limits=LIMITS),
     Tag(id="prod", description="in production", budget_id="b1", limits=LIMITS),
 )  # fmt: skip
 """One of each kind with all it can have, in the order in which they can be added."""

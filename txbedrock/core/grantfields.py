@@ -707,7 +707,6 @@ _TEAM: _Fields = {
 
 _CUSTOMER: _Fields = {
     "alias": _to("alias", text, show=_or_null),
-    **_MODELS,
     **_LIMITS,
     **_BUDGET_ID,
     **_COMMON,

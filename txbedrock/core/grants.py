@@ -243,8 +243,6 @@ class Customer(_Kept, frozen=True, kw_only=True):
     alias: str = ""
     budget_id: str = ""
     limits: Limits = NO_LIMITS
-    permissions: Permissions = Permissions()
-    """Of these, :attr:`Permissions.models` counts."""
 
 
 class Budget(_Kept, frozen=True, kw_only=True):
