@@ -44,7 +44,6 @@ __all__ = [
     "Refusal",
     "RoutingSettings",
     "Strategy",
-    "Turns",
     "Waiter",
 ]
 
@@ -74,18 +73,18 @@ __all__ = [
 # - what is left of rpm and tpm, when it is less than _SCARCE: in inverse proportion, so
 #   that all of a group run short together, and none of them early.
 #
-# Nothing is known of a new one: one request tries it at once. Little is known of one that
-# none was sent to for _STALE_S: one request in _EXPLORE, or the first after _EXPLORE_S, goes
-# to such a one. They are so few that the p99 of a group is that of its best, and what they
-# find counts as much as all that was known before.
+# Nothing is known of a new one: as soon as one is drawn, all new ones are tried. Little is
+# known of one that none was sent to for _STALE_S: one request in _EXPLORE, or the first
+# after _EXPLORE_S, goes to such a one. They are so few that the p99 of a group is that of
+# its best, and what they find counts as much as all that was known before.
 #
 # Note [Quotas learned]
 # ---------------------
 # Throttling tells what a quota is: as many requests and tokens as this model had here in
 # the last minute. Which of the two it was is not told, so both have to be as many again
 # before it counts as used up. That is an opinion: the score heeds it, but a request that
-# has nowhere else to go is sent. Success beyond it raises it, and it doubles in
-# _FORGET_S in any case.
+# has nowhere else to go is sent. What goes well beyond it (_BEYOND) refutes it, and it
+# doubles in _FORGET_S in any case.
 #
 # Note [Waiting for a place]
 # --------------------------
@@ -101,6 +100,7 @@ _STALE_S = 10.0
 _SCARCE = 0.25
 _LEAST_LEFT = 0.005
 _FORGET_S = 300.0
+_BEYOND = 1.1
 _SHORTEST_S = 1e-4
 """So that what is not known can be compared."""
 
@@ -120,26 +120,6 @@ _MINUTE_S = 60.0
 _LONGEST_S = 3600.0
 
 _T = TypeVar("_T")
-
-
-class Turns:
-    """Deployments of a model group take turns."""
-
-    def __init__(self) -> None:
-        # One counter a group: bounded by the configuration, as only names of
-        # groups come here.
-        self._next: dict[str, int] = {}
-
-    def order(self, group: str, choices: Sequence[_T]) -> Sequence[_T]:
-        """
-        :returns: the same choices, beginning with the one whose turn it is.
-        """
-        count = len(choices)
-        if count < 2:
-            return choices
-        turn = self._next.get(group, 0) % count
-        self._next[group] = turn + 1
-        return [*choices[turn:], *choices[:turn]]
 
 
 class NoDeployment(ProxyError):
@@ -336,7 +316,6 @@ class _Member:
         "max_parallel",
         "requests",
         "reserved",
-        "seed",
         "spare",
         "spec",
         "tokens",
@@ -353,7 +332,6 @@ class _Member:
         self.spare = _UNLIMITED if spec.tpm is None else spec.tpm
         """Tokens that there is room for, at least."""
 
-        self.seed = _hash(id) | 1
         self.free_at = IN_ROTATION
         """When there is room for one more; infinity: when one has ended."""
 
@@ -438,6 +416,7 @@ class _Target:
         "named_by_client",
         "paces",
         "requests",
+        "seed",
         "share",
         "tokens",
         "until",
@@ -454,6 +433,7 @@ class _Target:
         self.share = 1.0
         """How much of its group's requests is meant for it."""
 
+        self.seed = _hash(member.id) | 1
         self.named_by_client = "*" in choice.deployment.model_id
         self.paces: dict[str, Pace] = {}
         self.in_flight = 0
@@ -470,7 +450,7 @@ class _Target:
 
         self.requests = Window()
         self.tokens = Window()
-        self.learned_requests = self.learned_tokens = 0.0
+        self.learned_requests = self.learned_tokens = 0
         self._learned_at = now
 
     def begin(self, operation: str, now: float) -> Pace:
@@ -513,8 +493,8 @@ class _Target:
         self.requests.expire(int(now))
         self.tokens.expire(int(now))
         self.requests.take_back(second, 1)
-        self.learned_requests = max(self.requests.used, 1)
-        self.learned_tokens = max(self.tokens.used, 1)
+        self.learned_requests = self.requests.used
+        self.learned_tokens = self.tokens.used
         self._learned_at = now
         self.limited = True
 
@@ -522,9 +502,12 @@ class _Target:
         """So many were not too many."""
         if self.learned_requests:
             self.requests.expire(int(now))
+            if self.requests.used > _BEYOND * self.learned_requests:
+                self.learned_requests = 0
+        if self.learned_tokens:
             self.tokens.expire(int(now))
-            self.learned_requests = max(self.learned_requests, self.requests.used)
-            self.learned_tokens = max(self.learned_tokens, self.tokens.used)
+            if self.tokens.used > _BEYOND * self.learned_tokens:
+                self.learned_tokens = 0
 
     def left(self, now: float) -> float:
         """The share of its quotas that is left."""
@@ -539,16 +522,23 @@ class _Target:
             if window.second != second:
                 window.expire(second)
             left = min(left, 1 - (window.used + self.member.reserved) / spec.tpm)
-        if self.learned_requests:
-            for window in (self.requests, self.tokens):
+        if self.learned_requests or self.learned_tokens:
+            raised = 2 ** min((now - self._learned_at) / _FORGET_S, 100.0)
+            left = min(left, 1 - self._used_of_learned(second) / raised)
+        return left
+
+    def _used_of_learned(self, second: int) -> float:
+        """The share that was used of what is known: the smaller one."""
+        used = []
+        for window, learned in (
+            (self.requests, self.learned_requests),
+            (self.tokens, self.learned_tokens),
+        ):
+            if learned:
                 if window.second != second:
                     window.expire(second)
-            raised = 2 ** min((now - self._learned_at) / _FORGET_S, 100.0)
-            used = self.requests.used / self.learned_requests
-            if self.learned_tokens > 1:
-                used = min(used, self.tokens.used / self.learned_tokens)
-            left = min(left, 1 - used / raised)
-        return left
+                used.append(window.used / learned)
+        return min(used)
 
     @property
     def misconfigured(self) -> bool:
@@ -564,10 +554,10 @@ class _Target:
         member = self.member
         return max(self.until - now, member.free_at - now, member.token_wait_s(tokens, now))
 
-    def unknown(self, operation: str) -> bool:
-        """Whether it is new, and nobody is trying it or has failed."""
+    def answered(self, operation: str) -> bool:
+        """Whether anything is known of it."""
         pace = self.paces.get(operation)
-        return pace is None or not (pace.count or pace.pending or self.erring)
+        return pace is not None and pace.count > 0
 
     def stale(self, operation: str, now: float) -> bool:
         """Whether nothing was heard of it for long, and it is not being waited for."""
@@ -1094,7 +1084,7 @@ class Balancer:
         """
         session = _hash(ask.session) | 1
         # Odd numbers times odd numbers: each session permutes all that there are.
-        places = [session * one.member.seed & _ALL_BITS for one in ready]
+        places = [session * one.seed & _ALL_BITS for one in ready]
         if tier.even:
             own = ready[places.index(max(places))]
         else:
@@ -1114,46 +1104,50 @@ class Balancer:
     def _adaptive(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
         """See Note [Adaptive]."""
         operation, good, rnd = ask.operation, tier.good, self._random
-        any_one = ready[int(rnd() * len(ready))]
-        if any_one.unknown(operation):
-            return any_one
-        tier.turns += 1
-        if (
-            (tier.turns >= _EXPLORE or now - tier.explored >= _EXPLORE_S)
-            and not ask.tried
-            and any_one.stale(operation, now)
-        ):
-            tier.turns, tier.explored = 0, now
-            return any_one
-        best, least = any_one, any_one.score(operation, now)
-        score = least
-        seen = []
+        place = int(rnd() * len(ready))
+        any_one = ready[place]
+        drawn = []
         count = len(good)
         if count:
             first = int(rnd() * count)
-            seen.append(first)
+            drawn.append(good[first])
             if count > 1:
                 # Another one: a step of 1 to count - 1 further.
-                seen.append((first + 1 + int(rnd() * (count - 1))) % count)
-        scores = []
-        for index in seen:
-            one = good[index]
+                drawn.append(good[(first + 1 + int(rnd() * (count - 1))) % count])
+            if any_one in drawn:
+                any_one = ready[place - 1]
+        if not any_one.answered(operation):
+            # There are new ones: all are looked at.
+            return min(ready[place:] + ready[:place], key=lambda one: one.score(operation, now))
+        tier.turns += 1
+        due = tier.turns >= _EXPLORE or now - tier.explored >= _EXPLORE_S
+        if due and not ask.tried and any_one.stale(operation, now):
+            tier.turns, tier.explored = 0, now
+            return any_one
+        best, least = any_one, any_one.score(operation, now)
+        scores = [(least, any_one)]
+        alone = True
+        for one in drawn:
             if one in ready:
-                its = one.score(operation, now)
-                if its < least:
-                    best, least = one, its
+                alone = False
+                score = one.score(operation, now)
+                if score < least:
+                    best, least = one, score
             else:
-                its = 0.0 if one.until <= now else _NEVER
-            scores.append(its)
-        limit = _GOOD * least
-        if scores and max(scores) > limit:
-            tier.good = good = [
-                one
-                for index, one in enumerate(good)
-                if index not in seen or scores[seen.index(index)] <= limit
-            ]
-        if score <= limit and any_one not in good:
-            good.append(any_one)
+                # It was tried already, or has no room; or it is out.
+                score = 0.0 if one.until <= now else _NEVER
+            scores.append((score, one))
+        if alone:
+            one = ready[ready.index(any_one) - 1]
+            score = one.score(operation, now)
+            if score < least:
+                best, least = one, score
+        for score, one in scores:
+            if score > _GOOD * least:
+                if one in good:
+                    good.remove(one)
+            elif one is any_one and one not in good:
+                good.append(one)
         return best
 
     def _shuffle(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:

@@ -345,7 +345,7 @@ def _number(text: bytes) -> float:
 def _date(text: bytes) -> float:
     try:
         return parsedate_to_datetime(text.decode("ascii")).timestamp()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError, IndexError):
         return math.nan
 
 
