@@ -698,6 +698,16 @@ class HealthTests(SynchronousTestCase):
         group.take().release(group.now)
         self.assertEqual(group.choose(), "b")
 
+    def test_in_rotation(self) -> None:
+        """Which ones are well, or about to be probed."""
+        group = Group(alike("a", "b", "c", rpm=1))
+        group.take_at("a")
+        group.failed("b", K.THROTTLED, retry_after_s=30)
+        found = group.balancer.in_rotation
+        self.assertEqual(found(group.choices, group.now), ["a", "c"])
+        group.now += 40
+        self.assertEqual(found(group.choices, group.now), ["a", "b", "c"])
+
     def test_models_apart(self) -> None:
         """A deployment may be throttled for one model and well for another."""
         group = Group(alike("a"), panic=Panic.REFUSE)
@@ -1111,21 +1121,21 @@ class AnyEventsTests(SynchronousTestCase):
         room; no limit is exceeded; nobody waits for ever.
         """
         group = Group(specs, strategy, panic=panic, queue_size=3, queue_timeout_s=30)
-        begun: dict[str, list[float]] = {id: [] for id in specs}
+        begun: dict[InFlight, float] = {}
         flights: list[InFlight] = []
+        over: set[InFlight] = set()
         waiters: list[Waiter] = []
         told: list[InFlight | Refusal] = []
         expected = 0
 
         def taken(flight: InFlight) -> None:
             id = flight.choice.deployment.id
-            begun[id].append(group.now)
+            begun[flight] = group.now
             flights.append(flight)
             spec = specs[id]
             if spec.rpm is not None:
-                self.assertLessEqual(
-                    sum(group.now - 60 < time for time in begun[id]), spec.rpm, "rpm"
-                )
+                times = [begun[one] for one in begun if one.choice.deployment.id == id]
+                self.assertLessEqual(sum(group.now - 60 < time for time in times), spec.rpm)
             if spec.max_parallel is not None:
                 self.assertLessEqual(group.state(id).in_flight, spec.max_parallel)
 
@@ -1177,15 +1187,16 @@ class AnyEventsTests(SynchronousTestCase):
                 if event == "first":
                     flight.first_byte(group.now)
                 elif event == "end":
+                    over.add(flight)
                     flight.end(value, group.now, tokens=50)
                 elif event == "abandon":
+                    over.add(flight)
                     flight.abandon(group.now)
                 elif event == "release":
-                    before = group.state(flight.choice.deployment.id).in_flight
+                    if flight not in over:
+                        del begun[flight]
+                    over.add(flight)
                     flight.release(group.now)
-                    times = begun[flight.choice.deployment.id]
-                    if group.state(flight.choice.deployment.id).in_flight < before and times:
-                        times.remove(max(times))
             self.assertLessEqual(group.balancer.waiting, 3)
 
         # Nobody is let in or ended any more, time alone passes.

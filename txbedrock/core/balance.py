@@ -313,6 +313,8 @@ class _Member:
         "free_at",
         "id",
         "in_flight",
+        "many_requests",
+        "many_tokens",
         "max_parallel",
         "requests",
         "reserved",
@@ -332,6 +334,8 @@ class _Member:
         self.spare = _UNLIMITED if spec.tpm is None else spec.tpm
         """Tokens that there is room for, at least."""
 
+        self.many_requests = _NEVER if spec.rpm is None else (1 - _SCARCE) * spec.rpm
+        self.many_tokens = _NEVER if spec.tpm is None else (1 - _SCARCE) * spec.tpm
         self.free_at = IN_ROTATION
         """When there is room for one more; infinity: when one has ended."""
 
@@ -379,6 +383,15 @@ class _Member:
         if self.requests.second != second:
             self.requests.expire(second)
         return self.tokens.used + self.reserved, self.requests.used
+
+    @property
+    def scarce(self) -> bool:
+        """Whether it may be that less than a quarter is left."""
+        # What has not expired yet is more than what is used, never less.
+        return (
+            self.requests.used > self.many_requests
+            or self.tokens.used + self.reserved > self.many_tokens
+        )
 
     def token_wait_s(self, tokens: int, now: float) -> float:
         """Seconds until there is room for so many tokens. 0: there is."""
@@ -579,7 +592,7 @@ class _Target:
             score = _SHORTEST_S
         if self.erring:
             score /= (1 - self.error_rate(now)) ** 2
-        if self.limited:
+        if self.limited and (self.learned_requests or self.learned_tokens or self.member.scarce):
             left = self.left(now)
             if left < _SCARCE:
                 score *= _SCARCE / max(left, _LEAST_LEFT)
@@ -911,14 +924,22 @@ class Balancer:
         later = [time - now for time in times if now < time < _NEVER]
         return min(later) if later else None
 
+    def in_rotation(self, choices: Sequence[Choice], now: float) -> list[str]:
+        """
+        Ids of the deployments that are well, or due to be probed. Room does not matter.
+
+        :param choices: as :attr:`Ask.choices`.
+        """
+        targets = self._pool(choices, now).targets
+        return [one.member.id for one in targets if one.until <= now]
+
     def states(self, now: float) -> list[DeploymentState]:
         """All that were used, or may have been."""
         return [one.state(now) for one in (*self._targets.values(), *self._passing.values())]
 
     # What is known.
 
-    def _lane(self, ask: Ask, now: float) -> _Lane:
-        choices = ask.choices
+    def _pool(self, choices: Sequence[Choice], now: float) -> _Pool:
         pool = self._pools.get(id(choices))
         if pool is None:
             if len(self._pools) >= _POOLS:
@@ -926,6 +947,10 @@ class Balancer:
             targets = [self._target(choice, now) for choice in choices]
             # It holds the choices, so their id is not another's.
             pool = self._pools[id(choices)] = _Pool(choices, targets, now)
+        return pool
+
+    def _lane(self, ask: Ask, now: float) -> _Lane:
+        pool = self._pool(ask.choices, now)
         if not self._settings.tag_filtering or not pool.tags:
             return pool.lane
         # Of what clients say only what a deployment has, or there would be no end of it.
