@@ -101,7 +101,7 @@ class ImportTests(SynchronousTestCase):
     def test_sees_imports(self) -> None:
         """This test sees what it is to judge."""
         self.assertIn("txbedrock.errors", self.imports["txbedrock.core.replies"])
-        self.assertIn("txbedrock.inbound.site", self.imports["txbedrock.inbound.proxy"])
+        self.assertIn("txbedrock.inbound.request", self.imports["txbedrock.inbound.proxy"])
         self.assertIn("twisted.web", self.imports["txbedrock.inbound.site"])
         self.assertIn("txbedrock.data", self.imports["txbedrock.wiring"])
 

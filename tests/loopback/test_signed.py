@@ -38,7 +38,7 @@ from tests.loopback.test_boto3 import (
 from txbedrock.config import Settings
 from txbedrock.config.settings import AccessSettings
 from txbedrock.core import pairs
-from txbedrock.inbound.site import Channel
+from txbedrock.inbound.http1 import Channel
 from txbedrock.service import GatewayService
 
 AWSCLI = os.path.join(sys.prefix, "awscli")

@@ -10,7 +10,7 @@ from twisted.web.resource import Resource
 
 from txbedrock import __version__
 from txbedrock.inbound.replying import JsonResource
-from txbedrock.inbound.site import Request
+from txbedrock.inbound.request import Request
 
 __all__ = ["Liveness", "Readiness", "health"]
 

@@ -17,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import Reply, render, shape_of
 from txbedrock.errors import InternalError
-from txbedrock.inbound.site import Request, inbound_request, send_reply
+from txbedrock.inbound.request import Request, inbound_request, send_reply
 from txbedrock.interfaces import IDownstream, InboundRequest
 
 __all__ = ["Downstream", "ProxyResource"]

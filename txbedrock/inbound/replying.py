@@ -12,7 +12,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from txbedrock.core.replies import Reply, render
 from txbedrock.errors import MethodNotAllowed, ProxyError, UnknownOperation
-from txbedrock.inbound.site import Request, send_reply
+from txbedrock.inbound.request import Request, send_reply
 
 __all__ = ["JsonResource", "Node", "NotFound"]
 

@@ -32,7 +32,7 @@ from txbedrock.errors import (
     ProxyError,
     UnknownOperation,
 )
-from txbedrock.inbound.site import Request, inbound_request, send_reply
+from txbedrock.inbound.request import Request, inbound_request, send_reply
 from txbedrock.interfaces import IKeyStore
 
 __all__ = [

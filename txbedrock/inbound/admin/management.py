@@ -15,7 +15,7 @@ from txbedrock.inbound.admin.customers import Budgets, Customers, Tags
 from txbedrock.inbound.admin.keys import Keys
 from txbedrock.inbound.admin.teams import Teams
 from txbedrock.inbound.admin.users import Users
-from txbedrock.inbound.site import Request
+from txbedrock.inbound.request import Request
 from txbedrock.interfaces import IDirectory, IKeyStore, ILedger
 
 __all__ = ["management_resources"]

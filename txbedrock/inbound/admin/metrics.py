@@ -9,7 +9,7 @@ from collections.abc import Callable
 from txbedrock.core.auth import Principal
 from txbedrock.core.replies import Reply
 from txbedrock.inbound.admin.answering import AdminResource, viewers
-from txbedrock.inbound.site import Request
+from txbedrock.inbound.request import Request
 from txbedrock.interfaces import IKeyStore
 
 __all__ = ["MetricsResource"]

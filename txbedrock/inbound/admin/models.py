@@ -17,7 +17,7 @@ from txbedrock.core.health import CircuitState
 from txbedrock.core.replies import Reply
 from txbedrock.inbound.admin.answering import AdminResource, Query, everyone, json_reply, viewers
 from txbedrock.inbound.replying import Node
-from txbedrock.inbound.site import Request
+from txbedrock.inbound.request import Request
 from txbedrock.interfaces import IKeyStore
 
 __all__ = ["Health", "model_resources"]

@@ -29,7 +29,7 @@ from txbedrock.core.usage import Source, Usage
 from txbedrock.errors import GrantNotFound, InvalidRequest, LedgerUnavailable, UnknownModel
 from txbedrock.inbound.admin.answering import AdminResource, Query, everyone, json_reply
 from txbedrock.inbound.replying import Node
-from txbedrock.inbound.site import Request
+from txbedrock.inbound.request import Request
 from txbedrock.interfaces import IDirectory, IKeyStore, ILedger
 
 __all__ = ["spend_resources"]
