@@ -1297,6 +1297,25 @@ class PriceTests(ConfigCase):
 class GeneralTests(ConfigCase):
     """``general_settings``, and what LiteLLM has elsewhere for the same."""
 
+    def test_probing(self) -> None:
+        """How often deployments are asked; never, if it is not wanted."""
+        for line, expected in (
+            ("{}", None),
+            ("{background_health_checks: false}", None),
+            ("{background_health_checks: true}", 300.0),
+            ("{background_health_checks: true, health_check_interval: 30}", 30.0),
+            ("{background_health_checks: true, health_check_interval: 10m}", 600.0),
+        ):
+            settings = self.load(f"general_settings: {line}")
+            self.assertEqual(settings.probe_interval_s, expected, line)
+        self.assertEqual(
+            self.notices("general_settings: {health_check_interval: 30}"),
+            [
+                "config.yaml:1: general_settings.health_check_interval: has no effect without "
+                "background_health_checks: true"
+            ],
+        )
+
     def test_limits(self) -> None:
         """Every limit under its name, in numbers or with a unit."""
         settings = self.load(

@@ -271,6 +271,7 @@ class RetryTests(RoutingCase):
             ("retry_budget: 0.1", {"budget_ratio": 0.1}),
             ("retry_budget: 0", {"budget_ratio": 0}),
             ("hedge_unary: false", {}),
+            ("hedge_unary: true", {"hedge": True}),
             (
                 "repeatable_operations: ['bedrock-agent-runtime:Invoke*', 'bedrock:TagResource']",
                 {"repeatable": {"bedrock-agent-runtime:Invoke*", "bedrock:TagResource"}},
@@ -324,7 +325,6 @@ class RetryTests(RoutingCase):
             """
             router_settings:
               retry_policy: {BadRequestErrorRetries: 3}
-              hedge_unary: true
               allowed_fails_policy:
                 BadRequestErrorAllowedFails: 0
                 ContentPolicyViolationErrorAllowedFails: 3
@@ -338,12 +338,11 @@ class RetryTests(RoutingCase):
             [
                 "3: router_settings.retry_policy.BadRequestErrorRetries: has no effect: a wrong "
                 "request is never tried again",
-                "4: router_settings.hedge_unary: has no effect in this version",
-                f"6: {fails}.BadRequestErrorAllowedFails: has no effect: it is no failure of a "
+                f"5: {fails}.BadRequestErrorAllowedFails: has no effect: it is no failure of a "
                 "deployment's",
-                f"7: {fails}.ContentPolicyViolationErrorAllowedFails: has no effect: it is no "
+                f"6: {fails}.ContentPolicyViolationErrorAllowedFails: has no effect: it is no "
                 "failure of a deployment's",
-                "8: router_settings.model_group_retry_policy.gpt: is of a deployment that is left "
+                "7: router_settings.model_group_retry_policy.gpt: is of a deployment that is left "
                 "out",
             ],
         )

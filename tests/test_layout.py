@@ -141,11 +141,14 @@ class ImportTests(SynchronousTestCase):
             "core",
             "errors",
             "failover",
+            "hedging",
             "interfaces",
             "signer",
             "takers",
         )
-        self.assert_only("failover", "core", "errors")
+        self.assert_only("failover", "core", "errors", "interfaces")
+        self.assert_only("probing", "core", "interfaces")
+        self.assert_only("hedging")
         self.assert_only("admission", "accounting", "core", "errors", "interfaces")
         for name in self.imports["txbedrock.exchange"]:
             self.assertFalse(within(name, "twisted.web", "treq", "botocore"), name)

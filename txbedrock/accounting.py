@@ -160,14 +160,18 @@ class Accounts:
             except Exception:
                 self._log.failure("an exchange was not recorded: {id}", id=record.request.id)
 
-    def settle_attempt(self, record: ExchangeRecord, error: ProxyError) -> None:
+    def settle_attempt(self, record: ExchangeRecord, error: ProxyError, choice: Choice) -> None:
         """
         Keep an attempt that Bedrock may bill although its answer was lost, when the
         exchange goes on with another one. It has a line of its own.
+
+        :param choice: where it was made.
         """
+        record.lost += 1
         attempt = replace(
             record,
-            request=replace(record.request, id=f"{record.request.id}-{record.attempts}"),
+            request=replace(record.request, id=f"{record.request.id}-{record.lost}"),
+            choice=choice,
             is_attempt=True,
             outcome=Outcome.FAILED,
             status=error.status,

@@ -102,6 +102,12 @@ class Admission:
                 (level,), self._demand(record, choice)
             )
 
+    def quota(self, record: ExchangeRecord, resolution: Resolution) -> Demand | None:
+        """What a request may take of its deployments' tokens a minute; None: none has any."""
+        if all(choice.deployment.tpm is None for choice in resolution.choices):
+            return None
+        return self._demand(record, resolution.choices[0])
+
     def _demand(self, record: ExchangeRecord, choice: Choice) -> Demand:
         request, match = record.request, record.match
         assert match is not None

@@ -30,6 +30,7 @@ __all__ = [
     "MethodNotAllowed",
     "NotSupported",
     "ProxyError",
+    "Superseded",
     "UnknownModel",
     "UnknownOperation",
     "UnrecognizedKey",
@@ -219,6 +220,14 @@ class UpstreamTimeout(ProxyError):
     fault = Fault.UPSTREAM
     status = 408
     code = "ModelTimeoutException"
+    maybe_billed = True
+
+
+class Superseded(ProxyError):
+    """An attempt was given up because another one, made beside it, was faster."""
+
+    fault = Fault.POLICY
+    code = "Superseded"
     maybe_billed = True
 
 

@@ -8,8 +8,9 @@ decisions are ``core``'s, and it knows neither twisted.web nor a socket.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -28,8 +29,17 @@ from txbedrock.core.models import Choice, Models, Resolution
 from txbedrock.core.money import picousd_as_usd
 from txbedrock.core.operations import Match, Operations, decode_label
 from txbedrock.core.replies import render, shape_of
-from txbedrock.errors import Fault, InternalError, NotSupported, ProxyError, UpstreamBroke
+from txbedrock.errors import (
+    Fault,
+    InternalError,
+    NotSupported,
+    ProxyError,
+    Superseded,
+    UpstreamBroke,
+)
 from txbedrock.failover import Course, Failover, failure_in, failure_in_frame, failure_of
+from txbedrock.hedging import Outcome as Attempted
+from txbedrock.hedging import race
 from txbedrock.interfaces import (
     Ending,
     ExchangeRecord,
@@ -44,9 +54,12 @@ from txbedrock.interfaces import (
     Outcome,
 )
 from txbedrock.signer import Signer
-from txbedrock.takers import UntilFirstFrame, UntilWhole
+from txbedrock.takers import NOBODY, UntilFirstFrame, UntilWhole
 
-__all__ = ["DrainLimits", "Gateway"]
+__all__ = ["PROBER", "DrainLimits", "Gateway"]
+
+PROBER = Principal("health-probe")
+"""In whose name deployments are probed."""
 
 # Of an answer that is sent in one piece.
 _SHORT_BYTES = 64 * 1024
@@ -133,9 +146,30 @@ class Gateway:
 
         Cancel it when the client leaves. It raises nothing.
         """
+        record = ExchangeRecord(request, bytes_up=request.body.length)
+        await self._serve(self._carry(request, downstream, record), downstream, record)
+
+    async def probe(self, request: InboundRequest, choice: Choice) -> ExchangeRecord:
+        """
+        Send a request to one deployment, be it in rotation or not, to see how it does. It
+        is recorded like any other, for it may be billed.
+
+        :param request: names any model.
+        """
+        record = ExchangeRecord(request, PROBER, bytes_up=request.body.length)
+        await self._serve(self._probe(request, choice, record), NOBODY, record)
+        return record
+
+    async def _serve(
+        self,
+        carrying: Awaitable[Callable[[], None]],
+        downstream: IDownstream,
+        record: ExchangeRecord,
+    ) -> None:
+        """Carry a request, and record it whatever becomes of it."""
         self.in_flight += 1
         try:
-            await self._serve(request, downstream)
+            await self._settled(carrying, downstream, record)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -143,10 +177,15 @@ class Gateway:
                 for waiter in waiting:
                     waiter.callback(None)
 
-    async def _serve(self, request: InboundRequest, downstream: IDownstream) -> None:
-        record = ExchangeRecord(request, bytes_up=request.body.length)
+    async def _settled(
+        self,
+        carrying: Awaitable[Callable[[], None]],
+        downstream: IDownstream,
+        record: ExchangeRecord,
+    ) -> None:
+        request = record.request
         try:
-            close = await self._carry(request, downstream, record)
+            close = await carrying
         except ProxyError as error:
             close = self._refuse(error, downstream, record)
         except CancelledError:
@@ -202,13 +241,36 @@ class Gateway:
         record.overhead_s = self._now() - (request.complete or request.received)
         course = self._failover.begin(
             principal,
+            request,
             match,
-            request.method,
             name,
             resolution,
             record.attribution,
-            request.headers,
+            self._admission.quota(record, resolution),
         )
+        return await self._forward(request, match, identity, downstream, record, course)
+
+    async def _probe(
+        self, request: InboundRequest, choice: Choice, record: ExchangeRecord
+    ) -> Callable[[], None]:
+        """The same for a request of our own."""
+        match = record.match = self._route(request)
+        record.overhead_s = self._now() - request.received
+        course = self._failover.probe(PROBER, request, match, choice)
+        return await self._forward(request, match, Identity(), NOBODY, record, course)
+
+    async def _forward(
+        self,
+        request: InboundRequest,
+        match: Match,
+        identity: Identity,
+        downstream: IDownstream,
+        record: ExchangeRecord,
+        course: Course,
+    ) -> Callable[[], None]:
+        """
+        :returns: what ends the answer, to be called when the record is kept.
+        """
         try:
             while True:
                 try:
@@ -226,6 +288,7 @@ class Gateway:
         finally:
             # Whoever is cancelled, or has something else go wrong, blames nobody.
             course.abandoned()
+            record.failure = course.failure
 
     async def _try(
         self,
@@ -243,6 +306,13 @@ class Gateway:
         """
         choice = record.choice = await course.choose()
         record.model_name = course.model_name
+        if course.fell_back:
+            course.fell_back = False
+            if record.reservation is not None:
+                # Another model has another price.
+                record.reservation.release()
+                record.reservation = None
+                await self._admission.reserve(record, choice)
         try:
             await self._admission.reserve_at(record, choice)
         except BudgetExceeded:
@@ -250,13 +320,12 @@ class Gateway:
             if course.pass_over():
                 raise _Again(0.0) from None
             raise
+        course.started()
         record.meter, record.error, record.fault = None, "", None
         record.upstream_status, record.upstream_request_id = 0, ""
         try:
-            response = await self._attempt(request, match, choice, identity, record)
-            if self._signer.learn_clock(match, choice, response):
-                await response.discard()
-                response = await self._attempt(request, match, choice, identity, record)
+            response = await self._answer(request, match, identity, record, course)
+            choice = record.choice
             record.first_byte_s = self._now() - request.received
             record.upstream_status = response.status
             record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
@@ -272,7 +341,7 @@ class Gateway:
             if delay_s is None:
                 raise
             if error.maybe_billed:
-                self._accounts.settle_attempt(record, error)
+                self._accounts.settle_attempt(record, error, record.choice)
             raise _Again(delay_s) from None
 
     def _route(self, request: InboundRequest) -> Match:
@@ -311,10 +380,87 @@ class Gateway:
         choice: Choice,
         identity: Identity,
         record: ExchangeRecord,
+        course: Course,
     ) -> IUpstreamResponse:
         signed = await self._signer.sign(request, match, choice, identity)
+        course.sent()
         record.attempts += 1
-        return await self._upstream.send(signed)
+        response = await self._upstream.send(signed)
+        if response.status in (400, 401, 403) and await self._signer.learn(
+            match, choice, identity, signed, response
+        ):
+            await response.discard()
+            signed = await self._signer.sign(request, match, choice, identity)
+            course.sent()
+            record.attempts += 1
+            response = await self._upstream.send(signed)
+        return response
+
+    async def _answer(
+        self,
+        request: InboundRequest,
+        match: Match,
+        identity: Identity,
+        record: ExchangeRecord,
+        course: Course,
+    ) -> IUpstreamResponse:
+        """The head of the answer; where it is wanted, the better one of two attempts."""
+        choice = record.choice
+        assert choice is not None
+        first = self._attempt(request, match, choice, identity, record, course)
+        after_s = course.hedge_after()
+        if after_s is None:
+            return await first
+        beside: Course | None = None
+
+        def second() -> Coroutine[Any, Any, IUpstreamResponse] | None:
+            nonlocal beside
+            beside = course.hedge()
+            if beside is None or beside.choice is None:
+                return None
+            beside.started()
+            return self._attempt(request, match, beside.choice, identity, record, beside)
+
+        def is_good(response: IUpstreamResponse) -> bool:
+            failure = failure_in(match, response.status, response.headers)
+            return failure is None or failure.clients
+
+        try:
+            outcomes, winner = await race(first, after_s, second, is_good, self._sleep)
+            if beside is not None:
+                won, lost = (beside, course) if winner else (course, beside)
+                await self._give_up(match, record, lost, outcomes[1 - winner])
+                course.hedged(beside, won=won is beside)
+                record.choice = course.choice
+        finally:
+            if beside is not None:
+                beside.abandoned()
+        outcome = outcomes[winner]
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.result is not None
+        return outcome.result
+
+    async def _give_up(
+        self,
+        match: Match,
+        record: ExchangeRecord,
+        lost: Course,
+        outcome: Attempted[IUpstreamResponse],
+    ) -> None:
+        """Of two attempts the other one counts."""
+        choice = lost.choice
+        assert choice is not None
+        response, error = outcome
+        if response is not None:
+            lost.lost(failure_in(match, response.status, response.headers), response.headers)
+            await response.discard()
+            return
+        if error is None:
+            error = Superseded("Another attempt was faster.")
+        lost.lost(failure_of(error) if isinstance(error, ProxyError) else None)
+        if isinstance(error, ProxyError) and error.maybe_billed:
+            self._accounts.settle_attempt(record, error, choice)
 
     async def _relay(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,9 @@ from txbedrock.core.balance import (
     Reason,
     Refusal,
 )
+from txbedrock.core.demand import Demand
 from txbedrock.core.fallbacks import Fallbacks
+from txbedrock.core.grants import NO_LIMITS
 from txbedrock.core.headers import HeaderList, header
 from txbedrock.core.health import FailureKind, classify, retry_after_s
 from txbedrock.core.models import Choice, Models, Resolution
@@ -40,6 +42,7 @@ from txbedrock.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from txbedrock.interfaces import InboundRequest
 
 __all__ = ["DIRECT", "Course", "Failover", "Tally", "failure_in", "failure_in_frame", "failure_of"]
 
@@ -58,6 +61,12 @@ class Tally:
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By the model group that failed and the one that was asked instead."""
 
+    choices: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By model group and deployment: attempts that were given to it."""
+
+    hedges: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By model group and which attempt was the better one, ``first`` or ``second``."""
+
     changes: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By deployment and state: how often it came into it."""
 
@@ -72,6 +81,7 @@ class Failover:
         nobody.
     :param reactor: for time limits.
     :param wall_clock: POSIX seconds.
+    :param clock: seconds that never go back.
     :param affinity_header: lower-case name of a header whose value keeps requests at
         one deployment, for the sake of its prompt cache, as sessions do.
     """
@@ -88,6 +98,7 @@ class Failover:
         permitted: Callable[[Principal, str, Resolution], None],
         reactor: Any,
         wall_clock: Callable[[], float],
+        clock: Callable[[], float],
         affinity_header: bytes | None = None,
     ) -> None:
         self.affinity_header = affinity_header
@@ -95,7 +106,8 @@ class Failover:
         self.fallbacks = fallbacks
         self.models = models
         self.permitted = permitted
-        self.now = wall_clock
+        self.now = clock
+        self.wall_clock = wall_clock
         self.tally = Tally()
         self._reactor = reactor
         self._timer: Any = None
@@ -119,15 +131,18 @@ class Failover:
             wait=0.0 if until is None else max(until - self.now(), 0.0),
         )
 
-    def in_rotation(self, choices: Sequence[Choice], now: float) -> list[str]:
-        """Ids of the deployments that are not cooling down."""
-        out = {
-            (state.id, state.model_id)
-            for state in self.balancer.states(now)
-            if state.cooling_until is not None
-        }
+    def states(self) -> list[DeploymentState]:
+        """All deployments that were used; times are POSIX seconds."""
+        now = self.now()
+        offset = self.wall_clock() - now
         return [
-            one.deployment.id for one in choices if (one.deployment.id, one.model_id) not in out
+            state._replace(
+                since=state.since + offset,
+                cooling_until=None
+                if state.cooling_until is None
+                else state.cooling_until + offset,
+            )
+            for state in self.balancer.states(now)
         ]
 
     async def wait(self, ask: Ask) -> InFlight | Refusal:
@@ -153,23 +168,44 @@ class Failover:
     def begin(
         self,
         principal: Principal,
+        request: InboundRequest,
         match: Match,
-        method: bytes,
         name: str,
         resolution: Resolution,
         said: Attribution,
-        headers: HeaderList,
+        demand: Demand | None,
     ) -> Course:
         """
         A request that is to be carried.
 
         :param name: what the client calls the model; empty: it names none.
+        :param demand: what it may need; None: no deployment counts tokens.
         """
         session = said.session_id
         if self.affinity_header is not None:
-            told = header(headers, self.affinity_header)
+            told = header(request.headers, self.affinity_header)
             session = session if told is None else told.decode("latin-1")
-        return Course(self, principal, match, method, name, resolution, said, session)
+        ask = Ask(
+            resolution.choices,
+            match.operation.name,
+            session=session,
+            tags=said.tags,
+            tokens=0 if demand is None else demand.tokens(),
+        )
+        group = resolution.model_name
+        attempts = self.retries.begin(match, request.method, group, self.now())
+        return Course(self, attempts, principal, name or group, group, ask, demand)
+
+    def probe(
+        self, principal: Principal, request: InboundRequest, match: Match, choice: Choice
+    ) -> Course:
+        """A request that goes to one deployment, once."""
+        ask = Ask((choice,), match.operation.name)
+        attempts = self.retries.begin(match, request.method, "", self.now())
+        group = choice.deployment.model_name
+        course = Course(self, attempts, principal, group, group, ask, None)
+        course.probes = True
+        return course
 
 
 class Course:
@@ -178,39 +214,50 @@ class Course:
     def __init__(
         self,
         failover: Failover,
+        attempts: Attempts,
         principal: Principal,
-        match: Match,
-        method: bytes,
         name: str,
-        resolution: Resolution,
-        said: Attribution,
-        session: str,
+        group: str,
+        ask: Ask,
+        demand: Demand | None,
     ) -> None:
         self._failover = failover
+        self._attempts = attempts
         self._principal = principal
+        self._name = name
+        self._group = group or DIRECT
+        self._ask = ask
+        self._demand = demand
         self._now = failover.now
-        self._ask = Ask(resolution.choices, match.operation.name, session=session, tags=said.tags)
-        self._attempts: Attempts = failover.retries.begin(
-            match, method, resolution.model_name, self._now()
-        )
         self._names: list[tuple[str, FailureKind]] = []
-        self._name = name or resolution.model_name
-        self._group = resolution.model_name or DIRECT
         self._flight: InFlight | None = None
-        self.model_name = resolution.model_name or resolution.choices[0].model_id
+        self._sent = False
+        self.model_name = group or ask.choices[0].model_id
         """The model group that is asked now, or the raw id."""
 
         self.retries = 0
         self.fallbacks = 0
+        self.fell_back = False
+        """Whether what was reserved is still for the model group before."""
+
+        self.failure: FailureKind | None = None
+        """What the last attempt failed of."""
+
+        self.probes = False
+        """Whether it is to see how its deployment does, and for nothing else."""
 
     async def choose(self) -> Choice:
         """
-        The deployment for the next attempt, which begins now.
+        The deployment for the next attempt.
 
         :raises NoDeployment: none takes it now.
         """
-        failover = self._failover
-        flight = failover.balancer.take(self._ask, self._now())
+        failover, ask = self._failover, self._ask
+        flight: InFlight | Refusal
+        if self.probes:
+            flight = failover.balancer.probe(ask.choices[0], ask.operation, self._now())
+        else:
+            flight = failover.balancer.take(ask, self._now())
         if isinstance(flight, Refusal) and flight.reason is Reason.PARALLEL:
             flight = await failover.wait(self._ask)
         while isinstance(flight, Refusal):
@@ -219,8 +266,22 @@ class Course:
                 raise flight.error()
             flight = failover.balancer.take(self._ask, self._now())
         self._flight = flight
-        self._attempts.started(flight.choice.deployment.id, self._now())
+        self._sent = False
+        self.failure = None
         return flight.choice
+
+    def started(self) -> None:
+        """The attempt is made, as far as it lies with the gateway."""
+        if self._flight is not None:
+            id = self._flight.choice.deployment.id
+            self._attempts.started(id, self._now())
+            self._failover.tally.choices[self._group, id] += 1
+
+    def sent(self) -> None:
+        """It goes out now, or once more: what was before is not the deployment's time."""
+        self._sent = True
+        if self._flight is not None:
+            self._flight.sent(self._now())
 
     def begun(self) -> None:
         """A good answer begins: its head is here, of an event stream its first event."""
@@ -231,29 +292,45 @@ class Course:
 
     def ended(self, failure: FailureKind | None, usage: Usage | None) -> None:
         """The answer that the client gets is over, well or not."""
-        tokens = 0 if usage is None else usage.input_tokens + usage.output_tokens
         flight, self._flight = self._flight, None
         if flight is None:
             return
         now = self._now()
-        flight.end(failure, now, tokens=tokens)
+        self.failure = self.failure or failure
+        flight.end(failure, now, tokens=self._tokens(usage))
         if failure is not None:
             self._attempts.failed(flight.choice.deployment.id, failure, now)
 
+    def _tokens(self, usage: Usage | None) -> int:
+        """What an answer took from a quota."""
+        if usage is None:
+            return 0
+        if self._demand is None:
+            return usage.input_tokens + usage.output_tokens
+        used = self._demand.used(usage)
+        return self._ask.tokens if used is None else used
+
     def pass_over(self) -> bool:
         """
-        This deployment is not to be asked by this request.
+        This deployment is not to be asked by this request, and was not.
 
         :returns: whether there is another.
         """
+        flight = self._flight
         self.abandoned()
-        return any(one.deployment.id not in self._ask.tried for one in self._ask.choices)
+        if flight is not None:
+            self._ask.barred.add(flight.choice.deployment.id)
+        return any(one.deployment.id not in self._ask.barred for one in self._ask.choices)
 
     def abandoned(self) -> None:
         """The client has left, or we stop: that says nothing of the deployment."""
         flight, self._flight = self._flight, None
-        if flight is not None:
+        if flight is None:
+            return
+        if self._sent:
             flight.abandon(self._now())
+        else:
+            flight.release(self._now())
 
     def again(self, failure: FailureKind, headers: HeaderList = []) -> float | None:  # noqa: B006
         """
@@ -266,24 +343,28 @@ class Course:
         flight, self._flight = self._flight, None
         if flight is None:
             return None
+        failover, attempts, ask = self._failover, self._attempts, self._ask
         now = self._now()
-        asked_s = retry_after_s(headers, now)
+        self.failure = failure
+        asked_s = retry_after_s(headers, failover.wall_clock())
         flight.end(failure, now, retry_after_s=asked_s)
-        rotation = self._failover.in_rotation(self._ask.choices, now)
-        decision = self._attempts.after_failure(
-            flight.choice.deployment.id,
+        if self.probes:
+            return None
+        deployment = flight.choice.deployment
+        if not attempts.may_try(deployment.id, deployment.max_retries):
+            ask.barred.add(deployment.id)
+        rotation = failover.balancer.in_rotation(ask.choices, now)
+        decision = attempts.after_failure(
+            deployment.id,
             failure,
             now=now,
-            others=[one for one in rotation if one not in self._ask.tried],
-            again=any(
-                self._attempts.may_try(one.deployment.id, one.deployment.max_retries)
-                for one in self._ask.choices
-            ),
+            others=[one for one in rotation if one not in ask.tried],
+            again=any(one.deployment.id not in ask.barred for one in ask.choices),
             retry_after_s=asked_s,
         )
         if decision.action == "retry":
             self.retries += 1
-            self._failover.tally.retries[self._group, failure.value] += 1
+            failover.tally.retries[self._group, failure.value] += 1
             return decision.delay_s
         if decision.action == "fallback" and self._fall_back(failure, now):
             return 0.0
@@ -304,16 +385,93 @@ class Course:
                 failover.log.debug("no fallback: {why}", why=error.message)
                 self._names.append((name, failure))
                 continue
-            targets = failover.in_rotation(resolution.choices, now)
+            targets = failover.balancer.in_rotation(resolution.choices, now)
             if not self._attempts.enter(resolution.model_name, targets, now):
                 return False
             self._name = name
             self.model_name = resolution.model_name or name
-            self._ask = replace(self._ask, choices=resolution.choices, tried=set())
+            self._ask = replace(self._ask, choices=resolution.choices, tried=set(), barred=set())
             self.fallbacks += 1
-            failover.tally.fallbacks[self._group, resolution.model_name or DIRECT] += 1
-            self._group = resolution.model_name or DIRECT
+            self.fell_back = True
+            group = resolution.model_name or DIRECT
+            failover.tally.fallbacks[self._group, group] += 1
+            self._group = group
             return True
+
+    # A second attempt beside a slow first one.
+
+    def hedge_after(self) -> float | None:
+        """When to make it, in seconds after the first; None: never."""
+        flight = self._flight
+        if flight is None or not self._attempts.hedgeable:
+            return None
+        return self._attempts.hedge_after(flight.p95_s, self._others())
+
+    def hedge(self) -> Course | None:
+        """
+        The same request's way to another deployment.
+
+        :returns: None: there is none for it now.
+        """
+        now = self._now()
+        if not self._attempts.hedge(self._others(), now):
+            return None
+        flight = self._failover.balancer.take(self._ask, now)
+        if isinstance(flight, Refusal):
+            return None
+        if flight.choice.deployment.limits is not NO_LIMITS:
+            # Its budget has not been asked.
+            flight.release(now)
+            return None
+        beside = Course(
+            self._failover,
+            self._attempts,
+            self._principal,
+            self._name,
+            self._group,
+            self._ask,
+            self._demand,
+        )
+        beside._flight = flight
+        return beside
+
+    @property
+    def choice(self) -> Choice | None:
+        """Where the attempt under way is made."""
+        return None if self._flight is None else self._flight.choice
+
+    def lost(self, failure: FailureKind | None, headers: HeaderList = []) -> None:  # noqa: B006
+        """
+        The attempt is over, and another one is under way.
+
+        :param failure: None: it says nothing of the deployment.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        now = self._now()
+        if failure is None:
+            flight.abandon(now)
+            return
+        flight.end(failure, now, retry_after_s=retry_after_s(headers, self._failover.wall_clock()))
+        self._attempts.failed(flight.choice.deployment.id, failure, now)
+
+    def hedged(self, beside: Course, won: bool) -> None:
+        """
+        One of two attempts is over, and the other one counts.
+
+        :param won: whether it is the second.
+        """
+        self._failover.tally.hedges[self._group, "second" if won else "first"] += 1
+        if won:
+            self._flight, beside._flight = beside._flight, None
+            self._sent = beside._sent
+
+    def _others(self) -> list[str]:
+        """Deployments in rotation where this request was not."""
+        ask = self._ask
+        rotation = self._failover.balancer.in_rotation(ask.choices, self._now())
+        return [one for one in rotation if one not in ask.tried]
 
 
 def failure_of(error: ProxyError) -> FailureKind | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.interfaces import IPushProducer
@@ -24,6 +24,7 @@ from txbedrock.core.deployments import CredentialSpec
 from txbedrock.core.entries import By, Filters, LedgerEntry, Page, Total
 from txbedrock.core.grants import Budget, Customer, Grant, Key, Level, Tag, Team, User
 from txbedrock.core.headers import HeaderList
+from txbedrock.core.health import FailureKind
 from txbedrock.core.models import Choice
 from txbedrock.core.operations import Match
 from txbedrock.core.pricing import Cost
@@ -53,6 +54,7 @@ __all__ = [
     "IUpstreamResponse",
     "InboundRequest",
     "Outcome",
+    "Probed",
     "UpstreamRequest",
 ]
 
@@ -158,6 +160,8 @@ class UpstreamRequest:
 
     body: IBody = field(repr=False)
     first_byte_timeout_s: float = 3600.0
+    credentials: Credentials | BearerToken | None = field(default=None, repr=False)
+    """What it was signed with."""
 
 
 class IUpstreamResponse(Protocol):
@@ -262,6 +266,13 @@ class ICredentialSource(Protocol):
 
         :param service: a service's endpoint prefix, such as ``bedrock-runtime``.
         :raises CredentialsUnavailable: there are none, or they have expired.
+        """
+
+    async def refresh_now(self, rejected: Credentials | None = None) -> bool:
+        """
+        Get others, because AWS refused these.
+
+        :returns: whether there are others now.
         """
 
 
@@ -493,6 +504,9 @@ class ExchangeRecord:
     """The same, of the deployment's budget."""
 
     attempts: int = 0
+    lost: int = 0
+    """How many of them have a line of their own in the ledger."""
+
     status: int = 0
     """What the client was told; 0: nothing."""
 
@@ -505,6 +519,9 @@ class ExchangeRecord:
 
     detail: str = ""
     """For the operator."""
+
+    failure: FailureKind | None = None
+    """What the last attempt failed of, as the choice of deployments sees it."""
 
     upstream_status: int = 0
     """Of the last attempt's answer; 0: it got none."""
@@ -532,6 +549,15 @@ class ExchangeRecord:
     duration_s: float = 0.0
     entry: LedgerEntry | None = None
     """As it is charged; None until the exchange is settled."""
+
+
+class Probed(NamedTuple):
+    """What came of asking a deployment how it is."""
+
+    ok: bool
+    seconds: float
+    why: str
+    """What is wrong; empty: nothing."""
 
 
 class IExchangeLog(Protocol):

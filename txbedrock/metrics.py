@@ -240,6 +240,18 @@ def routing_metrics(tally: Tally, states: Iterable[DeploymentState]) -> Iterator
     """What becomes of deployments, and of requests when one fails."""
     for name, text, labels, counts in (
         ("txbedrock_retries", "Attempts after the first", ("model", "failure"), tally.retries),
+        (
+            "txbedrock_deployment_attempts",
+            "Attempts by the deployment that was chosen",
+            ("model", "deployment"),
+            tally.choices,
+        ),
+        (
+            "txbedrock_hedges",
+            "Second attempts beside slow first ones, and which was the better one",
+            ("model", "better"),
+            tally.hedges,
+        ),
         ("txbedrock_fallbacks", "Other models asked instead", ("model", "to"), tally.fallbacks),
         (
             "txbedrock_deployment_changes",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from twisted.logger import Logger
 
 from txbedrock.core import sigv4
-from txbedrock.core.credentials import BearerToken
+from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
 from txbedrock.core.headers import HeaderList, header, signed_headers, upstream_headers
 from txbedrock.core.identity import (
@@ -24,6 +24,7 @@ from txbedrock.core.operations import Match
 from txbedrock.errors import InvalidRequest
 from txbedrock.interfaces import (
     ICredentials,
+    ICredentialSource,
     InboundRequest,
     IUpstreamResponse,
     UpstreamRequest,
@@ -43,6 +44,16 @@ _REFUSALS = frozenset(
     )
 )
 _SKEW_S = 120.0
+
+# Those of credentials that were good, and are not any more.
+_STALE = frozenset(
+    (
+        b"ExpiredToken",
+        b"ExpiredTokenException",
+        b"InvalidClientTokenId",
+        b"UnrecognizedClientException",
+    )
+)
 
 
 class Signer:
@@ -117,11 +128,8 @@ class Signer:
             (b"Host", base.authority),
             *upstream_headers(request.headers, self._user_header),
         ]
-        spec = deployment.credentials
+        source = self._source(choice, identity)
         if deployment.session_tags:
-            spec = replace(spec, session_tags=identity.tags(deployment.session_tags))
-        source = self._credentials.source(spec)
-        if spec.session_tags:
             await source.loaded()
         credentials = source.current(operation.service)
         if isinstance(credentials, BearerToken):
@@ -153,7 +161,38 @@ class Signer:
             headers=headers,
             body=request.body,
             first_byte_timeout_s=self._first_byte_s if timeout_s is None else timeout_s,
+            credentials=credentials,
         )
+
+    def _source(self, choice: Choice, identity: Identity) -> ICredentialSource:
+        """Where a deployment's credentials come from."""
+        spec = choice.deployment.credentials
+        if choice.deployment.session_tags:
+            spec = replace(spec, session_tags=identity.tags(choice.deployment.session_tags))
+        return self._credentials.source(spec)
+
+    async def learn(
+        self,
+        match: Match,
+        choice: Choice,
+        identity: Identity,
+        signed: UpstreamRequest,
+        response: IUpstreamResponse,
+    ) -> bool:
+        """
+        Has the upstream refused what we signed for a reason that can be helped: because
+        our clock is wrong, or because the credentials are not good any more?
+
+        :returns: True when another try makes sense.
+        """
+        if response.status not in (400, 401, 403):
+            return False
+        if self._learn_clock(match, choice, response):
+            return True
+        code = (header(response.headers, b"x-amzn-errortype") or b"").partition(b":")[0]
+        if code not in _STALE or not isinstance(signed.credentials, Credentials):
+            return False
+        return await self._source(choice, identity).refresh_now(signed.credentials)
 
     def _base_url(self, match: Match, choice: Choice) -> BaseUrl:
         override = choice.deployment.endpoint_url
@@ -164,14 +203,8 @@ class Signer:
             base = self._overrides[override] = parse_base_url(override)
         return base
 
-    def learn_clock(self, match: Match, choice: Choice, response: IUpstreamResponse) -> bool:
-        """
-        Has the upstream refused our signature because our clock is wrong?
-
-        :returns: True when the clock was corrected, so that another try makes sense.
-        """
-        if response.status not in (400, 403):
-            return False
+    def _learn_clock(self, match: Match, choice: Choice, response: IUpstreamResponse) -> bool:
+        """:returns: whether our clock was wrong, and is corrected."""
         code = (header(response.headers, b"x-amzn-errortype") or b"").partition(b":")[0]
         date = header(response.headers, b"date")
         if code not in _REFUSALS or date is None:

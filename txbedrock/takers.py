@@ -9,9 +9,11 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IPushProducer
 
 from txbedrock.core.eventstream import Decoder, EventStreamError, Frame
+from txbedrock.core.headers import HeaderList
+from txbedrock.core.replies import Reply
 from txbedrock.interfaces import IDownstream
 
-__all__ = ["UntilFirstFrame", "UntilWhole"]
+__all__ = ["NOBODY", "UntilFirstFrame", "UntilWhole"]
 
 # An exception is never so long.
 _LONGEST_HELD = 64 * 1024
@@ -111,3 +113,31 @@ class UntilFirstFrame:
         self._producer = None
         if self.committed:
             self._downstream.unregister_producer()
+
+
+class _Nobody:
+    """Who takes an answer that no client waits for."""
+
+    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def reply(self, reply: Reply) -> None:
+        pass
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        pass
+
+    def unregister_producer(self) -> None:
+        pass
+
+
+NOBODY = _Nobody()

@@ -39,6 +39,7 @@ from txbedrock.inbound.admin.management import management_resources
 from txbedrock.inbound.admin.metrics import MetricsResource
 from txbedrock.inbound.admin.models import Health, model_resources
 from txbedrock.inbound.admin.spend import spend_resources
+from txbedrock.inbound.body import Body
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
@@ -50,6 +51,7 @@ from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.credentials import CredentialPool
 from txbedrock.outbound.upstream import Upstream
+from txbedrock.probing import Prober
 from txbedrock.service import GatewayService, KeptLedger
 from txbedrock.signer import Signer
 from txbedrock.storage.database import Database
@@ -76,12 +78,14 @@ def build(
     observer: object = None,
     program: bool = False,
     wall_clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
 ) -> GatewayService:
     """
     Make the parts and join them.
 
     :param environ: what AWS credentials are looked up in.
     :param logs: who keeps the records of exchanges; the log by default.
+    :param wall_clock: POSIX seconds; :param clock: some that never go back.
     :param observer, program: see :class:`GatewayService`.
     """
     limits = settings.limits
@@ -133,7 +137,7 @@ def build(
             ),
             **({} if kept is None else kept.gauges()),
         },
-        lambda: routing_metrics(failover.tally, failover.balancer.states(wall_clock())),
+        lambda: routing_metrics(failover.tally, failover.states()),
     )
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
     accounts = Accounts(
@@ -157,6 +161,7 @@ def build(
         admission.permit_model,
         reactor,
         wall_clock,
+        clock,
         affinity.encode() if (affinity := settings.routing.affinity_header) else None,
     )
     failover.balancer = Balancer(
@@ -199,6 +204,20 @@ def build(
         wall_clock=wall_clock,
     )
 
+    prober = Prober(
+        gateway.probe,
+        [
+            choice
+            for name in dict.fromkeys(one.model_name for one in settings.deployments)
+            if "*" not in name
+            for choice in models.resolve(name).choices
+        ],
+        _body_of,
+        reactor,
+        wall_clock,
+        settings.probe_interval_s,
+    )
+
     def management(hint: str) -> dict[bytes, Resource]:
         return {
             b"metrics": MetricsResource(keys, lambda: (metrics.render(), CONTENT_TYPE)),
@@ -228,7 +247,7 @@ def build(
                 settings.route_prefix,
                 is_ready,
                 management,
-                Health(keys, known_deployments, lambda: failover.balancer.states(wall_clock())),
+                Health(keys, known_deployments, failover.states, prober.probe),
             ),
             reactor,
             ClientLimits(
@@ -250,7 +269,7 @@ def build(
         pool=pool,
         databases=databases,
         ledger=kept,
-        others=[limiter, *([keys] if isinstance(keys, KeyStore) else [])],
+        others=[limiter, prober, *([keys] if isinstance(keys, KeyStore) else [])],
         reload=lambda: _reload_prices(accounts, settings.price_file),
         shutdown_grace_s=limits.shutdown_grace_s,
         notices=settings.notices,
@@ -258,6 +277,14 @@ def build(
         program=program,
     )
     return service
+
+
+async def _body_of(data: bytes) -> Body:
+    """The body of a request of our own."""
+    body = Body()
+    body.write(data)
+    await body.complete()
+    return body
 
 
 def _member(deployment: Deployment, prices: PriceTable) -> MemberSpec:

@@ -111,6 +111,40 @@ def alike(*ids: str, **more: Any) -> dict[str, MemberSpec]:
     return {id: MemberSpec(**more) for id in ids}
 
 
+class BarredTests(SynchronousTestCase):
+    """Where a request must not go again."""
+
+    def test_never(self) -> None:
+        """Not while others cool down, nor when it is the only one left."""
+        group = Group(alike("a", "b", "c"))
+        group.failed("b", K.THROTTLED)
+        for _ in range(50):
+            ask = group.ask(tried={"a", "c"}, barred={"a"})
+            taken = group.balancer.take(ask, group.now)
+            assert isinstance(taken, InFlight)
+            self.assertEqual(taken.choice.deployment.id, "c")
+            taken.end(None, group.now)
+        group.failed("c", K.THROTTLED)
+        for _ in range(50):
+            self.assertIn(group.choose(tried={"a", "b", "c"}, barred={"a"}), "bc")
+        refused = group.refused(tried={"a", "b", "c"}, barred={"a", "b", "c"})
+        self.assertEqual(refused.reason, Reason.COOLING)
+
+    def test_probe(self) -> None:
+        """One that is asked for by name is asked, however it does, and may come back."""
+        group = Group(alike("a", "b", max_parallel=1), panic=Panic.REFUSE)
+        group.failed("a", K.DENIED)
+        busy = group.take_at("b")
+        for id in ("a", "b"):
+            [chosen] = [one for one in group.choices if one.deployment.id == id]
+            flight = group.balancer.probe(chosen, "Converse", group.now)
+            self.assertEqual(flight.choice, chosen)
+            flight.end(None, group.now)
+        busy.end(None, group.now)
+        self.assertEqual(group.state("a").state, CircuitState.CLOSED)
+        self.assertEqual([one.in_flight for one in group.balancer.states(group.now)], [0, 0])
+
+
 class StrategyTests(SynchronousTestCase):
     """Each of LiteLLM's strategies does what its name says."""
 

@@ -533,3 +533,24 @@ class PaceTests(SynchronousTestCase):
             pace.took(seconds, place, answered, now)
             expected = pace.expected(place, now)
             self.assertTrue(0 <= expected < math.inf, expected)
+
+    def test_p95(self) -> None:
+        """About one in twenty takes longer, whatever the times are like."""
+        rng = random.Random(5)
+        for draw in (
+            lambda: rng.uniform(0.1, 0.3),
+            lambda: rng.expovariate(2.0),
+            lambda: rng.lognormvariate(0, 1),
+        ):
+            pace = Pace(0.0)
+            longer = 0
+            for number in range(20_000):
+                seconds = draw()
+                p95_s = pace.p95_s
+                if number < 20:
+                    self.assertIsNone(p95_s)
+                if number >= 1000:
+                    assert p95_s is not None
+                    longer += seconds > p95_s
+                pace.took(seconds, 0, True, float(number))
+            self.assertTrue(0.04 < longer / 19_000 < 0.06, longer / 19_000)

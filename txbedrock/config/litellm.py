@@ -116,8 +116,6 @@ GENERAL_SETTINGS: Mapping[str, Kind] = {
     "custom_auth": _limit_text,
     "completion_model": _text,
     "infer_model_from_keys": _bool,
-    "background_health_checks": _bool,
-    "health_check_interval": _amount,
     "alerting": _list,
     "alerting_threshold": _amount,
     "alerting_args": _map,

@@ -126,6 +126,7 @@ _OURS = frozenset(
     {
         *access.OURS,
         "allow_no_key",
+        "background_health_checks",
         "ca_bundle",
         "client_stall_timeout",
         "connect_timeout",
@@ -135,6 +136,7 @@ _OURS = frozenset(
         "endpoint_urls",
         "first_byte_timeout",
         "header_timeout",
+        "health_check_interval",
         "idle_timeout",
         "journal_max_bytes",
         "journal_path",
@@ -225,6 +227,7 @@ class _Configuration:
             access=access.access_settings(self._general, self._litellm, self._env),
             access_groups={name: frozenset(found) for name, found in self._access_groups.items()},
             allow_no_key=self._general.get("allow_no_key", boolean) or False,
+            probe_interval_s=self._probe_interval(),
             route_prefix=_or(self._general.get("route_prefix", _route_prefix), "/bedrock"),
             limits=self._limits(),
             price_file=self._price_file,
@@ -268,6 +271,16 @@ class _Configuration:
             journal_max_bytes=_or(max_bytes, _JOURNAL_MAX_BYTES),
             refuse_when_full=not go_on,
         )
+
+    def _probe_interval(self) -> float | None:
+        every = self._general.get("health_check_interval", duration(1))
+        if not self._general.get("background_health_checks", boolean):
+            if every is not None and "background_health_checks" not in self._general:
+                self._general.notice(
+                    "health_check_interval", "has no effect without background_health_checks: true"
+                )
+            return None
+        return 300.0 if every is None else every
 
     def _user_header(self) -> str | None:
         name = self._general.get("user_header_name", _header_name)

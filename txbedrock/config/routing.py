@@ -223,8 +223,6 @@ def _retries(router: Section, litellm: Section, names: Names) -> RetrySettings:
     deadline = router.get("retry_deadline", duration())
     budget = router.get("retry_budget", number(0, 1))
     by_group = {}
-    if router.get("hedge_unary", boolean):
-        router.notice("hedge_unary", "has no effect in this version")
     groups = router.section("model_group_retry_policy")
     for name in groups:
         policy = _retry_policy(groups.section(name))
@@ -241,6 +239,7 @@ def _retries(router: Section, litellm: Section, names: Names) -> RetrySettings:
         retry_after_s=router.get("retry_after", duration(0)) or 0.0,
         deadline_s=standard.deadline_s if deadline is None else deadline,
         budget_ratio=standard.budget_ratio if budget is None else budget,
+        hedge=router.get("hedge_unary", boolean) or False,
         repeatable=frozenset(router.get("repeatable_operations", _operations) or ()),
     )
 

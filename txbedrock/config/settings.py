@@ -145,6 +145,9 @@ class Settings:
     allow_no_key: bool = False
     """Whether to serve other machines although there is no master key."""
 
+    probe_interval_s: float | None = None
+    """How often each deployment is sent a small request of itself; None: never."""
+
     route_prefix: str = "/bedrock"
     """Where the routes of Bedrock are: begins with a slash, or is empty."""
 

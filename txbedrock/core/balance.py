@@ -241,6 +241,9 @@ class Ask:
     tried: set[str] = field(default_factory=set)
     """Ids of the deployments where it has been. :meth:`Balancer.take` adds to them."""
 
+    barred: set[str] = field(default_factory=set)
+    """Those of :attr:`tried` to which it must not go again."""
+
 
 class Reason(Enum):
     """Why no deployment takes a request."""
@@ -771,6 +774,11 @@ class InFlight:
         self._target.circuit.abandoned(self)
         self._finish(tokens, now)
 
+    @property
+    def p95_s(self) -> float | None:
+        """In this time 95 of 100 of its kind are answered here; None: not known yet."""
+        return self._pace.p95_s
+
     def release(self, now: float) -> None:
         """It was never sent, and counts for nothing."""
         if self._over:
@@ -924,6 +932,11 @@ class Balancer:
         later = [time - now for time in times if now < time < _NEVER]
         return min(later) if later else None
 
+    def probe(self, choice: Choice, operation: str, now: float) -> InFlight:
+        """An attempt at this one, in rotation or not, be there room or not."""
+        ask = Ask((choice,), operation)
+        return self._begin(self._target(choice, now), ask, now)
+
     def in_rotation(self, choices: Sequence[Choice], now: float) -> list[str]:
         """
         Ids of the deployments that are well, or due to be probed. Room does not matter.
@@ -1043,7 +1056,9 @@ class Balancer:
             if ready:
                 return ready[0]
         if tried:
-            ready = [one for one in lane.targets if one.until <= now]
+            ready = [
+                one for one in lane.targets if one.until <= now and one.member.id not in ask.barred
+            ]
             ready = _with_room(ready, ask.tokens, now)
             if ready:
                 return min(
@@ -1068,7 +1083,10 @@ class Balancer:
         """None that is in rotation has room."""
         well: list[_Target] = []
         cooling: list[_Target] = []
-        for one in lane.targets:
+        targets = [one for one in lane.targets if one.member.id not in ask.barred]
+        if not targets:
+            return Refusal(Reason.COOLING, _IN_FLIGHT_RETRY_S)
+        for one in targets:
             (well if one.until <= now else cooling).append(one)
         if any(one.member.free_at == _NEVER for one in well):
             return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
@@ -1087,7 +1105,7 @@ class Balancer:
                 )
             if not well and any(one.member.free_at == _NEVER for one in may):
                 return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
-        waits = [(one.wait_s(ask.tokens, now), one) for one in lane.targets]
+        waits = [(one.wait_s(ask.tokens, now), one) for one in targets]
         wait_s, soonest = min(waits, key=lambda one: one[0])
         wait_s = _IN_FLIGHT_RETRY_S if wait_s == _NEVER else min(max(wait_s, 0.001), _LONGEST_S)
         if well:

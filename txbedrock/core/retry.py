@@ -368,12 +368,12 @@ class Attempts:
         "_budget",
         "_free",
         "_group",
-        "_hedgeable",
         "_next_is_free",
         "_repeatable",
         "_retried",
         "_retries",
         "_waited",
+        "hedgeable",
         "tried",
     )
 
@@ -385,7 +385,9 @@ class Attempts:
         self._group = group
         self._began = now
         self._repeatable = repeatable
-        self._hedgeable = hedgeable
+        self.hedgeable = hedgeable
+        """Whether a second attempt may be made beside the first."""
+
         self._retried = 0  # in this group
         self._waited = 0
         self._next_is_free = False
@@ -504,7 +506,7 @@ class Attempts:
             known.
         :returns: seconds after the start of the first; None: never.
         """
-        if not self._hedgeable or p95_s is None or not others or sum(self.tried.values()) != 1:
+        if not self.hedgeable or p95_s is None or not others or sum(self.tried.values()) != 1:
             return None
         return p95_s
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,10 +15,17 @@ from txbedrock.core.balance import DeploymentState
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.health import CircuitState
 from txbedrock.core.replies import Reply
-from txbedrock.inbound.admin.answering import AdminResource, Query, everyone, json_reply, viewers
+from txbedrock.inbound.admin.answering import (
+    AdminResource,
+    Query,
+    admins,
+    everyone,
+    json_reply,
+    viewers,
+)
 from txbedrock.inbound.replying import Node
 from txbedrock.inbound.request import Request
-from txbedrock.interfaces import IKeyStore
+from txbedrock.interfaces import IKeyStore, Probed
 
 __all__ = ["Health", "model_resources"]
 
@@ -28,9 +35,11 @@ _CREATED = 1677610602
 
 class Health(AdminResource):
     """
-    How each deployment does, and since when and why; without asking any.
+    How each deployment does, and since when and why. None is asked for it, unless the
+    query says ``probe=true``.
 
     :param states: of those that have been asked for something.
+    :param probe: asks those of a model, or all, with a small request that Bedrock bills.
     """
 
     def __init__(
@@ -38,10 +47,12 @@ class Health(AdminResource):
         keys: IKeyStore,
         deployments: Sequence[Deployment],
         states: Callable[[], Sequence[DeploymentState]],
+        probe: Callable[[str | None], Awaitable[Mapping[str, Probed]]],
     ) -> None:
         AdminResource.__init__(self, keys)
         self._deployments = {deployment.id: deployment for deployment in deployments}
         self._states = states
+        self._probe = probe
 
     def getChild(self, path: bytes, request: object) -> IResource:
         return self.children.get(path) or AdminResource.getChild(self, path, request)
@@ -50,8 +61,13 @@ class Health(AdminResource):
         viewers(principal)
 
     async def answer(self, request: Request, principal: Principal) -> Reply:
-        query = Query(request.uri.partition(b"?")[2], ("model",))
+        query = Query(request.uri.partition(b"?")[2], ("model", "probe"))
         wanted = query.text("model")
+        probed: Mapping[str, Probed] = {}
+        if query.flag("probe"):
+            # It costs something.
+            admins(principal)
+            probed = await self._probe(wanted)
         asked = self._states()
         known = {state.id for state in asked}
         rows = [self._row(state) for state in asked]
@@ -62,8 +78,16 @@ class Health(AdminResource):
         ]
         if wanted is not None:
             rows = [row for row in rows if wanted in (row["model_name"], row["model"])]
-        healthy = [row for row in rows if row["state"] == CircuitState.CLOSED.value]
-        unhealthy = [row for row in rows if row["state"] != CircuitState.CLOSED.value]
+        healthy: list[dict[str, Any]] = []
+        unhealthy: list[dict[str, Any]] = []
+        for row in rows:
+            found = probed.get(row["model_id"])
+            if found is not None:
+                row["probe"] = {"ok": found.ok, "ms": round(found.seconds * 1e3, 1)}
+                if found.why:
+                    row["probe"]["why"] = found.why
+            well = row["state"] == CircuitState.CLOSED.value and (found is None or found.ok)
+            (healthy if well else unhealthy).append(row)
         return json_reply(
             {
                 "healthy_endpoints": healthy,
