@@ -25,6 +25,8 @@ setup(
         "treq >= 26.7",
         "botocore >= 1.34.162",
         "dbxs >= 0.1",
+        "h2 >= 4.3",
+        "httptools >= 0.6",
         "msgspec >= 0.19",
         "prometheus-client >= 0.21",
         "pyyaml >= 6.0",

@@ -130,7 +130,7 @@ class ImportTests(SynchronousTestCase):
     def test_rooms(self) -> None:
         """Inbound, outbound and storage never import each other."""
         for room in ROOMS:
-            self.assert_only(room, "core", "errors", "interfaces", "")
+            self.assert_only(room, "core", "errors", "interfaces", "writing", "")
 
     def test_exchange(self) -> None:
         """The exchange knows neither HTTP's library nor a room."""
@@ -160,6 +160,14 @@ class ImportTests(SynchronousTestCase):
     def test_sandbox(self) -> None:
         """The sandbox is a second opinion: of the gateway it uses the core only."""
         self.assert_only("sandbox", "core", "errors", "data", "listening", "")
+        self.assert_only("listening")
+
+    def test_listeners(self) -> None:
+        """Listeners know what is spoken on a connection, and nothing of what is asked there."""
+        self.assert_only("listeners", "core", "inbound.haproxy", "inbound.tls", "listening")
+        self.assert_only("inbound.haproxy", "core")
+        self.assert_only("inbound.tls", "core")
+        self.assert_only("devcert")
 
     def test_nothing_imports_the_top(self) -> None:
         """Nothing imports the command line, only it the wiring, only that the service."""

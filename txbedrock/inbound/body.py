@@ -238,11 +238,12 @@ class _BytesProducer:
     """Everything at once: the transport buffers what the socket does not take."""
 
     def __init__(self, body: bytes) -> None:
-        self._body = body
         self.length = len(body)
+        self.whole = body
+        """For who can send it with the head, and needs no producer."""
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._body)
+        consumer.write(self.whole)
         return succeed(None)
 
     def pauseProducing(self) -> None:

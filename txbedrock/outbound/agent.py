@@ -1,44 +1,35 @@
 """
-Connections to AWS: one pool, exact request targets, checked certificates.
+Requests to AWS: exact targets, over kept connections, to checked certificates.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Hashable
+from typing import Any
 
 import botocore
 from OpenSSL import SSL
 from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred, fail
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHandshakeListener,
-    IOpenSSLClientConnectionCreator,
-    IProtocol,
-    ISSLTransport,
-    IStreamClientEndpoint,
-)
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
-from twisted.web._newclient import HTTP11ClientProtocol, Request
 from twisted.web.client import (
-    BrowserLikePolicyForHTTPS,
     HostnameCachingHTTPSPolicy,
-    HTTPConnectionPool,
+    ResponseNeverReceived,
 )
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS
 from zope.interface import implementer
+
+from txbedrock.core.headers import HeaderList
+from txbedrock.outbound.http1 import Request
+from txbedrock.outbound.pool import Origin, Pool
 
 __all__ = ["ExactAgent", "Pool", "https_policy"]
 
-# Below the minute after which a load balancer usually closes an idle
-# connection, and far below the 350 s after which a NAT gateway forgets it.
-_IDLE_CONNECTION_S = 50.0
 _CACHED_HOSTS = 512
 
 
@@ -66,6 +57,23 @@ def _default_bundle() -> str | None:
     if paths.cafile or (paths.capath and any(os.scandir(paths.capath))):
         return None
     return os.path.join(os.path.dirname(botocore.__file__), "cacert.pem")
+
+
+@implementer(IPolicyForHTTPS)
+class _CheckedPolicy:
+    """Whoever trusted authorities say is the host."""
+
+    def __init__(self, trust: IOpenSSLTrustRoot) -> None:
+        self._trust = trust
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        # Sessions save the larger part of a handshake; Twisted does without them.
+        creator: IOpenSSLClientConnectionCreator = optionsForClientTLS(
+            hostname.decode("ascii"),
+            trustRoot=self._trust,
+            extraCertificateOptions={"enableSessions": True, "enableSessionTickets": True},
+        )
+        return creator
 
 
 @implementer(IPolicyForHTTPS)
@@ -102,133 +110,8 @@ def https_policy(ca_bundle: str | None, verify: bool = True) -> IPolicyForHTTPS:
     if not verify:
         inner: IPolicyForHTTPS = _UncheckedPolicy()
     else:
-        inner = BrowserLikePolicyForHTTPS(_BundleTrust(ca_bundle or _default_bundle()))
+        inner = _CheckedPolicy(_BundleTrust(ca_bundle or _default_bundle()))
     return HostnameCachingHTTPSPolicy(inner, _CACHED_HOSTS)
-
-
-@implementer(IHandshakeListener)
-class _Connection(HTTP11ClientProtocol):
-    """
-    A connection that says when TLS is ready.
-
-    A peer that accepts and then says nothing must not be waited for longer
-    than one that does not accept.
-    """
-
-    def __init__(self, quiescent: object) -> None:
-        HTTP11ClientProtocol.__init__(self, quiescent)
-        self.secured: Deferred[None] | None = None
-
-    def makeConnection(self, transport: object) -> None:
-        if ISSLTransport.providedBy(transport):
-            self.secured = Deferred()
-        HTTP11ClientProtocol.makeConnection(self, transport)
-
-    def _giveUp(self, reason: Failure) -> None:
-        if self._state == "TRANSMITTING_AFTER_RECEIVING_RESPONSE":
-            # A whole answer came before the whole request went: end the upload,
-            # which twisted.web would leave to fail and log as critical.
-            self._currentRequest.stopWriting()  # type: ignore[union-attr]
-            self.transport.abortConnection()  # type: ignore[union-attr]
-        HTTP11ClientProtocol._giveUp(self, reason)
-
-    def handshakeCompleted(self) -> None:
-        secured, self.secured = self.secured, None
-        if secured is not None:
-            secured.callback(None)
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        secured, self.secured = self.secured, None
-        if secured is not None:
-            secured.errback(reason)
-        HTTP11ClientProtocol.connectionLost(self, reason)
-
-
-class _ConnectionFactory:
-    """What the pool's endpoint asks for a protocol."""
-
-    noisy = False
-
-    def __init__(self, quiescent: object, metadata: str) -> None:
-        self._quiescent = quiescent
-        self._metadata = metadata
-
-    def __repr__(self) -> str:
-        return f"<connection to {self._metadata}>"
-
-    def doStart(self) -> None:
-        pass
-
-    def doStop(self) -> None:
-        pass
-
-    def buildProtocol(self, addr: object) -> IProtocol:
-        protocol = _Connection(self._quiescent)
-        return protocol
-
-
-class Pool(HTTPConnectionPool):
-    """
-    Idle connections by host, and a connect limit that covers the TLS handshake.
-
-    :param max_idle: connections kept for a host; more may be in use.
-    """
-
-    _factory = _ConnectionFactory  # type: ignore[assignment]
-
-    def __init__(self, reactor: object, *, max_idle: int, connect_timeout_s: float) -> None:
-        HTTPConnectionPool.__init__(self, reactor, persistent=True)
-        self.maxPersistentPerHost = max_idle
-        self.cachedConnectionTimeout = _IDLE_CONNECTION_S  # type: ignore[assignment]
-        self._connect_timeout_s = connect_timeout_s
-
-    def _putConnection(self, key: Hashable, connection: HTTP11ClientProtocol) -> None:
-        # A relay that was stopped closes its connection, whose answer may have come to
-        # its end in the same piece. The next request on it would be lost.
-        if not getattr(connection.transport, "disconnecting", False):
-            HTTPConnectionPool._putConnection(self, key, connection)
-
-    def _newConnection(
-        self, key: Hashable, endpoint: IStreamClientEndpoint
-    ) -> Deferred[HTTP11ClientProtocol]:
-        connecting = HTTPConnectionPool._newConnection(self, key, endpoint)
-        return connecting.addCallback(self._secured)
-
-    def _secured(
-        self, connection: HTTP11ClientProtocol
-    ) -> HTTP11ClientProtocol | Deferred[HTTP11ClientProtocol]:
-        assert isinstance(connection, _Connection)
-        if connection.secured is None:
-            return connection
-        ready: Deferred[HTTP11ClientProtocol] = Deferred(
-            lambda _: connection.transport.abortConnection()  # type: ignore[union-attr]
-        )
-        timer: IDelayedCall = self._reactor.callLater(
-            self._connect_timeout_s,
-            lambda: _fail_once(ready, ConnectTimeout(string="TLS handshake"), connection),
-        )
-
-        def completed(_: object) -> None:
-            timer.cancel()
-            if not ready.called:
-                ready.callback(connection)
-
-        def lost(reason: Failure) -> None:
-            if timer.active():
-                timer.cancel()
-            if not ready.called:
-                ready.errback(reason)
-
-        connection.secured.addCallbacks(completed, lost)
-        return ready
-
-
-def _fail_once(
-    ready: Deferred[HTTP11ClientProtocol], error: Exception, connection: _Connection
-) -> None:
-    if not ready.called:
-        ready.errback(error)
-    connection.transport.abortConnection()  # type: ignore[union-attr]
 
 
 @implementer(IAgent)
@@ -239,56 +122,73 @@ class ExactAgent:
     twisted.web's own parses the URL and writes it anew, which loses an empty
     query, among other things; what was signed must be what is sent.
 
-    :param reactor: provides TCP, time and name resolution.
+    :param connect_timeout_s: the pool's.
     """
 
     def __init__(
         self, reactor: object, pool: Pool, policy: IPolicyForHTTPS, connect_timeout_s: float
     ) -> None:
-        self._reactor = reactor
         self._pool = pool
         self._policy = policy
-        self._connect_timeout_s = connect_timeout_s
-        # Bounded by the hosts that the configuration and the regions of ARNs name.
-        self._endpoints: dict[tuple[bytes, bytes], IStreamClientEndpoint] = {}
 
     def request(
         self,
         method: bytes,
         uri: bytes,
-        headers: Headers | None = None,
+        headers: Headers | HeaderList | None = None,
         bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
+    ) -> Deferred[Any]:
         """
         :param uri: absolute; what follows the authority is sent as it is.
+        :param headers: with exactly one ``Host``, without what frames the body. A list
+            goes out as it is.
+        :returns: fires with a :class:`.http1.Response`. Fails as
+            :meth:`.http1.Connection.send` and :meth:`.pool.Origin.connect` do, or with
+            ``ValueError`` when this is no HTTP.
         """
-        scheme, _, rest = uri.partition(b"://")
-        authority, slash, target = rest.partition(b"/")
-        key = (scheme, authority)
+        at = uri.find(b"/", uri.find(b"://") + 3)
+        name, target = (uri, b"/") if at < 0 else (uri[:at], uri[at:])
         try:
-            endpoint = self._endpoint(key)
-            request = Request(
-                method, slash + target or b"/", headers or Headers(), bodyProducer, persistent=True
-            )
+            request = Request(method, uri, target, headers or [], bodyProducer)
+            origin = self._pool.origin(name, lambda: self._origin(name))
         except ValueError:
             return fail()
-        connecting = self._pool.getConnection(key, endpoint)
-        return connecting.addCallback(lambda connection: connection.request(request))
+        connection = origin.kept()
+        if connection is None:
+            return _first_try(origin, request)
+        answer = connection.send(request)
+        if request.repeatable:
+            answer.addErrback(_second_try, origin, request)
+        return answer
 
-    def _endpoint(self, key: tuple[bytes, bytes]) -> IStreamClientEndpoint:
-        endpoint = self._endpoints.get(key)
-        if endpoint is None:
-            scheme, authority = key
-            host, port = _host_and_port(authority, 443 if scheme == b"https" else 80)
-            endpoint = HostnameEndpoint(
-                self._reactor, host.decode("ascii"), port, timeout=self._connect_timeout_s
-            )
-            if scheme == b"https":
-                endpoint = wrapClientTLS(self._policy.creatorForNetloc(host, port), endpoint)
-            if len(self._endpoints) >= _CACHED_HOSTS:
-                self._endpoints.clear()
-            self._endpoints[key] = endpoint
-        return endpoint
+    def _origin(self, name: bytes) -> Origin:
+        scheme, _, authority = name.partition(b"://")
+        if scheme not in (b"http", b"https"):
+            raise ValueError("the scheme of a URL has to be http or https")
+        host, port = _host_and_port(authority, 443 if scheme == b"https" else 80)
+        creator = None
+        if scheme == b"https":
+            creator = self._policy.creatorForNetloc(host, port)
+        return Origin(self._pool, host.decode("ascii"), port, creator)
+
+
+def _first_try(origin: Origin, request: Request) -> Deferred[Any]:
+    connecting: Deferred[Any] = origin.connect()
+    return connecting.addCallback(lambda connection: connection.send(request))
+
+
+def _second_try(failure: Failure, origin: Origin, request: Request) -> Failure | Deferred[Any]:
+    """
+    On a new connection, as a kept one may have been closed just before it was used.
+
+    Only for what may be done twice, and of which nothing was heard.
+    """
+    error = failure.value
+    if not isinstance(error, ResponseNeverReceived) or any(
+        reason.check(CancelledError) for reason in error.reasons
+    ):
+        return failure
+    return _first_try(origin, request)
 
 
 def _host_and_port(authority: bytes, default: int) -> tuple[bytes, int]:

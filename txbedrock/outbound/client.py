@@ -12,6 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer
 
+from txbedrock.core.headers import HeaderList
+
 __all__ = ["ForwardingClient"]
 
 
@@ -24,6 +26,8 @@ class ForwardingClient(HTTPClient):
     of that: the answer of one tenant would carry the cookie of another, and
     the bytes sent would not be the bytes signed. The answers are treq's, so
     the rest of its interface holds.
+
+    :param agent: :class:`.agent.ExactAgent`, or any other that takes a list of headers.
     """
 
     def __init__(self, agent: IAgent) -> None:
@@ -35,7 +39,7 @@ class ForwardingClient(HTTPClient):
         method: str | bytes,
         url: str | bytes,
         *,
-        headers: Headers | None = None,
+        headers: Headers | HeaderList | None = None,
         data: IBodyProducer | None = None,
         **_ignored: Any,
     ) -> Deferred[_Response]:
@@ -43,7 +47,8 @@ class ForwardingClient(HTTPClient):
         Send a request exactly as it is given.
 
         :param url: absolute; not parsed beyond its authority.
-        :param headers: with ``Host``, without ``Content-Length``.
+        :param headers: with ``Host``, without ``Content-Length``; a list goes out in its
+            order and its case.
         :param data: a producer of the body.
         :param _ignored: treq's options that ask for what this never does
             (``allow_redirects=False``, ``unbuffered=True``).
@@ -51,7 +56,7 @@ class ForwardingClient(HTTPClient):
         answer: Deferred[Any] = self._agent.request(
             method if isinstance(method, bytes) else method.encode("ascii"),
             url if isinstance(url, bytes) else url.encode("ascii"),
-            headers,
+            headers,  # type: ignore[arg-type]
             data,
         )
         return answer.addCallback(_Response, self._no_cookies)

@@ -49,12 +49,16 @@ class Relay(Protocol):
         stalled_s: float,
     ) -> None:
         self._response = response
+        self._length = response.length
         self._taker: ITaker | None = taker
         self._observe = observe
         self._clock = clock
+        self._seconds = clock.seconds
         self._idle_s = idle_s
         self._stalled_s = stalled_s
         self._timer: IDelayedCall | None = None
+        self._timer_s = 0.0  # how long it was set for
+        self._since = 0.0  # when something moved
         self._paused = False
         self._connected = False
         self._verdict: Ending | None = None
@@ -67,12 +71,16 @@ class Relay(Protocol):
 
     async def run(self) -> Ending:
         """Relay until the body ends, or is given up."""
-        done = self._done = Deferred()
         assert self._taker is not None
         self._taker.register_producer(self)
         try:
             self._response.deliverBody(self)
-            return await done
+            if self._verdict is None:
+                self._start_timer()
+                self._done = Deferred()
+                return await self._done
+            # Most answers are whole when their heads are here.
+            return self._verdict
         except CancelledError:
             # The client has left. Its transport asks for nothing any more, so
             # a relay that was paused would stay so.
@@ -94,10 +102,10 @@ class Relay(Protocol):
         done = self._done = Deferred()
         self._max_bytes = self.relayed + max_bytes
         cap = self._clock.callLater(max_seconds, self._give_up, Ending.CAPPED)
-        self._restart_timer()
+        resumed, self._paused = self._paused, False
+        self._start_timer()
         try:
-            if self._paused:
-                self._paused = False
+            if resumed:
                 self._push_transport().resumeProducing()
             return await done
         finally:
@@ -117,16 +125,15 @@ class Relay(Protocol):
             return
         if self._paused:
             self._push_transport().pauseProducing()
-        self._restart_timer()
 
     def dataReceived(self, data: bytes) -> None:
         if self._verdict is not None:
             return
         self.relayed += len(data)
-        if self._timer is not None and not self._paused:
-            self._timer.reset(self._idle_s)
+        if not self._paused:
+            self._since = self._seconds()
         if self._taker is not None:
-            if self.relayed == self._response.length:
+            if self.relayed == self._length:
                 # With it the client has the answer whole, which is not to be
                 # before the answer is on record.
                 self.held = data
@@ -153,13 +160,13 @@ class Relay(Protocol):
         self._paused = True
         if self._connected and self._verdict is None:
             self._push_transport().pauseProducing()
-            self._restart_timer()
+            self._moved()
 
     def resumeProducing(self) -> None:
         self._paused = False
         if self._connected and self._verdict is None:
             self._push_transport().resumeProducing()
-            self._restart_timer()
+            self._moved()
 
     def stopProducing(self) -> None:
         # The client's connection is lost: the exchange is being cancelled and
@@ -172,12 +179,37 @@ class Relay(Protocol):
         transport: IPushProducer = self.transport  # type: ignore[assignment]
         return transport
 
-    def _restart_timer(self) -> None:
+    def _moved(self) -> None:
+        """From now on the time counts against the other side."""
+        self._since = self._seconds()
+        if self._timer is not None and self._limit_s < self._timer_s:
+            # It was set for the one with the longer limit.
+            self._start_timer()
+
+    @property
+    def _limit_s(self) -> float:
+        return self._stalled_s if self._paused else self._idle_s
+
+    def _start_timer(self) -> None:
+        self._since = self._seconds()
         self._stop_timer()
-        if self._paused:
-            self._timer = self._clock.callLater(self._stalled_s, self._give_up, Ending.STALLED)
+        self._timer_s = self._limit_s
+        self._timer = self._clock.callLater(self._timer_s, self._look)
+
+    def _look(self) -> None:
+        """
+        Has nothing moved for too long?
+
+        A timer is not put off with every piece; when it is due it sees when the last
+        one came.
+        """
+        left = self._since + self._limit_s - self._seconds()
+        if left > 0:
+            self._timer_s = self._limit_s
+            self._timer = self._clock.callLater(left, self._look)
         else:
-            self._timer = self._clock.callLater(self._idle_s, self._give_up, Ending.IDLE)
+            self._timer = None
+            self._give_up(Ending.STALLED if self._paused else Ending.IDLE)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -20,12 +20,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web._newclient import ParseError
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
-from txbedrock.core.headers import HeaderList
-from txbedrock.errors import ProxyError, UpstreamBroke, UpstreamTimeout, UpstreamUnavailable
+from txbedrock.core.headers import HeaderList, Indexed
+from txbedrock.errors import (
+    InvalidRequest,
+    ProxyError,
+    UpstreamBroke,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from txbedrock.interfaces import ITaker, IUpstreamResponse, UpstreamRequest
+from txbedrock.outbound.client import ForwardingClient
+from txbedrock.outbound.http1 import collected, listed
 from txbedrock.outbound.relay import Relay, discard
 
 __all__ = ["Upstream", "UpstreamResponse"]
@@ -41,14 +48,13 @@ class UpstreamResponse:
     def __init__(self, response: IResponse, clock: IReactorTime) -> None:
         self.response = response
         self._clock = clock
-        self.status: int = response.code
-        self.phrase: bytes = response.phrase
-        self.headers: HeaderList = [
-            (name, value)
-            for name, values in response.headers.getAllRawHeaders()
-            for value in values
-        ]
-        self.length: int | None = None if response.length is UNKNOWN_LENGTH else response.length
+        # treq's wraps one that knows its headers as they came.
+        inner: Any = getattr(response, "original", response)
+        self.status: int = inner.code
+        self.phrase: bytes = inner.phrase
+        headers: HeaderList | None = getattr(inner, "raw_headers", None)
+        self.headers: HeaderList = Indexed(listed(inner.headers) if headers is None else headers)
+        self.length: int | None = None if inner.length is UNKNOWN_LENGTH else inner.length
 
     async def discard(self) -> None:
         """Throw a short body away; close the connection on a long or slow one."""
@@ -73,6 +79,7 @@ class Upstream:
         stalled_client_timeout_s: float,
     ) -> None:
         self._client = client
+        self._exact = isinstance(client, ForwardingClient)
         self._clock = clock
         self._idle_s = idle_timeout_s
         self._stalled_s = stalled_client_timeout_s
@@ -81,12 +88,11 @@ class Upstream:
         """
         Send a request and wait for the head of its answer.
 
+        :raises InvalidRequest: it cannot be written as HTTP/1.1.
         :raises UpstreamUnavailable: no connection, or it broke before the head.
         :raises UpstreamTimeout: no head within the request's limit.
         """
-        headers = Headers()
-        for name, value in request.headers:
-            headers.addRawHeader(name, value)
+        headers: Any = request.headers if self._exact else collected(request.headers)
         answer: Deferred[Any] = self._client.request(
             request.method.decode("ascii"),
             request.url,
@@ -112,6 +118,9 @@ class Upstream:
                     f"{request.first_byte_timeout_s:g} seconds.",
                     detail="first byte timeout",
                 ) from None
+            if isinstance(error, ValueError):
+                # Of all that is in it only the client's headers can be so.
+                raise InvalidRequest(f"The request cannot be sent on: {error}.") from None
             raise _explained(error) from None
         finally:
             if timer.active():
