@@ -30,10 +30,13 @@ from urllib.request import ProxyHandler, build_opener
 
 import boto3
 
+from txbedrock import devcert
+
 KEY = "sk-demo-1234"
 SECRET = "sandbox-secret"
 REGION = "us-west-2"
 MODEL = "my-model"
+TLS = "tls"
 QUESTION = "What are you, and who signs my requests?"
 
 CONFIG = f"""\
@@ -195,11 +198,12 @@ def children() -> Iterator[list[Child]]:
             child.stop()
 
 
-def start(started: list[Child], folder: Path) -> tuple[Child, str, str]:
-    """:returns: the gateway, its URL, the sandbox's URL."""
+def start(started: list[Child], folder: Path) -> tuple[Child, str, str, str]:
+    """:returns: the gateway, its URLs without and with TLS, the sandbox's URL."""
     environ = clean_environment()
-    upstream_port, port = free_ports(2)
+    upstream_port, port, tls_port = free_ports(3)
     upstream, url = f"http://127.0.0.1:{upstream_port}", f"http://127.0.0.1:{port}"
+    devcert.make(str(folder / TLS))
     config = folder / "config.yaml"
     config.write_text(CONFIG, "utf-8")
     say(textwrap.indent(CONFIG, "   | "), end="")
@@ -210,7 +214,8 @@ def start(started: list[Child], folder: Path) -> tuple[Child, str, str]:
     started.append(sandbox)
 
     options = ["--config", config.name, "--listen", f"tcp:{port}:interface=127.0.0.1"]
-    options += ["--log-format", "json"]
+    tls = f"tls:{tls_port}:cert={TLS}/cert.pem:key={TLS}/key.pem:interface=127.0.0.1"
+    options += ["--listen", tls, "--log-format", "json"]
     gateway = Child(
         "bedrockproxy",
         options,
@@ -227,7 +232,7 @@ def start(started: list[Child], folder: Path) -> tuple[Child, str, str]:
     started.append(gateway)
     sandbox.await_answer(f"{upstream}/_sandbox/")
     gateway.await_answer(f"{url}/health/readiness")
-    return gateway, url, upstream
+    return gateway, url, f"https://localhost:{tls_port}", upstream
 
 
 # What a client does
@@ -244,6 +249,14 @@ def client_of(url: str) -> Any:
         aws_access_key_id=KEY,
         aws_secret_access_key="anything",
     )
+
+
+def bearer_client_of(url: str, ca: Path) -> Any:
+    """The same with a bearer token, which boto3 sends over https only."""
+    os.environ.clear()
+    os.environ.update(clean_environment())
+    os.environ.update(AWS_BEARER_TOKEN_BEDROCK=KEY, AWS_CA_BUNDLE=str(ca))
+    return boto3.client("bedrock-runtime", endpoint_url=f"{url}/bedrock", region_name=REGION)
 
 
 def converse(client: Any) -> str:
@@ -320,7 +333,7 @@ def _status(error: Any) -> int:
 
 
 def show_log(gateway: Child) -> None:
-    """The records of the three exchanges; there must be no secret anywhere."""
+    """The records of the exchanges; there must be no secret anywhere."""
     log = gateway.logged()
     records = [record for record in map(json.loads, log.splitlines()) if "operation" in record]
     for record in records:
@@ -330,6 +343,7 @@ def show_log(gateway: Child) -> None:
         ("Converse", 200, "complete"),
         ("ConverseStream", 200, "complete"),
         ("Converse", 404, "refused"),
+        ("Converse", 200, "complete"),
     ]
     check(seen == expected, f"expected {expected} in the log")
     for secret in (KEY, SECRET, QUESTION):
@@ -340,7 +354,7 @@ def run(folder: Path) -> None:
     began = time.monotonic()
     with children() as started:
         heading(1, "The sandbox, and the gateway in front of it with this configuration:")
-        gateway, url, upstream = start(started, folder)
+        gateway, url, tls_url, upstream = start(started, folder)
         say(f"   ready after {time.monotonic() - began:.1f} s; the gateway alone has AWS keys")
 
         client = client_of(url)
@@ -353,8 +367,12 @@ def run(folder: Path) -> None:
         heading(4, "A model that is not configured: boto3 raises its own exception")
         typed_error(client)
 
+        heading(5, f"Converse over TLS: boto3 at {tls_url}/bedrock, {KEY} as bearer token")
+        again = converse(bearer_client_of(tls_url, folder / TLS / "ca.pem"))
+        check(again == text, "over TLS there is another answer")
+
         status = gateway.stop()
-        heading(5, "What the gateway logged about these three (no key, no prompt, no answer):")
+        heading(6, "What the gateway logged about these four (no key, no prompt, no answer):")
         show_log(gateway)
         check(status == 0, f"the gateway ended with {status} after SIGTERM")
     say(f"\nAll as it should be, in {time.monotonic() - began:.1f} s. Nothing is left running.")

@@ -375,11 +375,11 @@ class FileTests(SynchronousTestCase):
 
     def observer(self, path: str, **options: Any) -> LazyFileObserver:
         observer = LazyFileObserver(path, as_json=False, redact=Redaction(), **options)
-        self.addCleanup(lambda: observer._observer and self.file_of(observer).close())
+        self.addCleanup(lambda: observer._filtered and self.file_of(observer).close())
         return observer
 
     def file_of(self, observer: Any) -> Any:
-        return observer._observer._observer._outFile
+        return observer._filtered._observer._outFile
 
     def test_lazily(self) -> None:
         """A file is made when there is something to write, so after a daemon has forked."""

@@ -486,13 +486,13 @@ class Gateway:
         meter = record.meter = self._accounts.meter(record.request, match, choice, response)
         headers = downstream_headers(response.headers) + self._own_headers(record, choice, course)
 
-        def send_head() -> None:
+        def send_head(data: bytes = b"") -> None:
             if response.status < 400:
                 course.begun()
             record.status = response.status
             if record.reservation is not None:
                 headers.extend(record.reservation.headers())
-            downstream.head(response.status, response.phrase, headers, response.length)
+            downstream.head(response.status, response.phrase, headers, response.length, data)
 
         again: list[_Again] = []
 
@@ -572,8 +572,11 @@ class Gateway:
             headers += record.reservation.headers(cost)
 
         def send() -> None:
-            downstream.head(response.status, response.phrase, headers, len(body))
-            downstream.write(body)
+            length: int | None = len(body)
+            if record.request.method == b"HEAD":
+                told = header(response.headers, b"content-length")
+                length = int(told) if told is not None and told.isdigit() else None
+            downstream.head(response.status, response.phrase, headers, length, body)
             downstream.finish()
 
         return send

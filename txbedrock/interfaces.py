@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.web.iweb import IBodyProducer
 
 from txbedrock.core.attribution import NOBODY, Attribution
-from txbedrock.core.auth import Principal
+from txbedrock.core.auth import ClientCertificate, Principal
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.demand import Demand
 from txbedrock.core.deployments import CredentialSpec
@@ -112,6 +112,9 @@ class InboundRequest:
     received_path: bytes = b""
     """As sent, with the gateway's prefix: what a client's signature covers."""
 
+    certificate: ClientCertificate | None = None
+    """What the client has shown in the TLS handshake; None: nothing."""
+
 
 class ITaker(Protocol):
     """Takes the body of an answer, and may ask for less at a time."""
@@ -130,11 +133,19 @@ class IDownstream(ITaker, Protocol):
     A client that leaves cancels the exchange.
     """
 
-    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
+    def head(
+        self,
+        status: int,
+        phrase: bytes,
+        headers: HeaderList,
+        length: int | None,
+        data: bytes = b"",
+    ) -> None:
         """
         Send the head of an answer.
 
         :param length: of the body in bytes; None: chunked, or until close.
+        :param data: the first piece of the body, if it is here.
         """
 
     def finish(self) -> None:

@@ -1,17 +1,18 @@
 """
-Listening on Twisted endpoint strings, or saying in one line why not.
+Listening on endpoint strings, or saying in one line why not.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TextIO
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -58,23 +59,26 @@ def listen(
     descriptions: Sequence[str],
     factory: IProtocolFactory,
     *,
+    endpoint: Callable[[str], IStreamServerEndpoint] | None = None,
     program: str = "",
     stderr: TextIO | None = None,
 ) -> list[IListeningPort]:
     """
     Listen on all of them, or on none.
 
-    :param descriptions: Twisted endpoint strings.
+    :param descriptions: endpoint strings.
+    :param endpoint: what such a string means; by default what Twisted says.
     :param program: its name, if somebody waits at a terminal for it to start.
     :param stderr: where that terminal is; twistd turns ``sys.stderr`` into a
         part of the log when it starts.
     :raises CannotListen: and nothing else.
     """
     ports: list[IListeningPort] = []
+    meant = endpoint or partial(serverFromString, reactor)
     for description in descriptions:
         failures: list[Failure] = []
         listening: Deferred[IListeningPort] = maybeDeferred(
-            lambda description: serverFromString(reactor, description).listen(factory), description
+            lambda description: meant(description).listen(factory), description
         )
         listening.addCallbacks(ports.append, failures.append)
         if failures:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -24,7 +24,7 @@ from txbedrock.core.money import PICO
 from txbedrock.failover import DIRECT, Tally
 from txbedrock.interfaces import ExchangeRecord
 
-__all__ = ["CONTENT_TYPE", "Metrics", "routing_metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "connection_metrics", "routing_metrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -234,6 +234,37 @@ class Metrics(Collector):
         )
         overhead.add_metric((), self._overhead.buckets(), self._overhead.total)
         yield overhead
+
+
+def connection_metrics(
+    connections: Mapping[str, int], streams: Mapping[str, int], refused: Mapping[str, int]
+) -> Iterator[Metric]:
+    """
+    What clients have open.
+
+    :param connections: by protocol, idle ones included.
+    :param streams: by protocol, requests under way.
+    :param refused: by reason, connections refused, or closed for what their client did.
+    """
+    for name, text, counts in (
+        ("txbedrock_connections", "Of clients", connections),
+        ("txbedrock_streams", "Requests of clients under way", streams),
+    ):
+        gauge = GaugeMetricFamily(name, text, labels=("protocol",))
+        for protocol in dict.fromkeys((*_PROTOCOLS, *counts)):
+            gauge.add_metric((protocol,), counts.get(protocol, 0))
+        yield gauge
+    family = CounterMetricFamily(
+        "txbedrock_connections_refused",
+        "Connections turned away, or closed to make room or for what their client did",
+        labels=("reason",),
+    )
+    for reason, count in refused.items():
+        family.add_metric((reason,), count)
+    yield family
+
+
+_PROTOCOLS = ("http/1.1", "h2")
 
 
 def routing_metrics(tally: Tally, states: Iterable[DeploymentState]) -> Iterator[Metric]:

@@ -5,6 +5,7 @@ Starting, being ready, draining and stopping, in this order.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import platform
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -39,7 +40,8 @@ class GatewayService(Service):
     """
     The whole gateway as one service.
 
-    :param listen: Twisted endpoint strings.
+    :param listen: endpoint strings.
+    :param endpoint: what they mean.
     :param databases: ways to one database. The first is opened at the start, so that
         one that cannot be used is told of; the others are when they are needed.
     :param others: what starts and stops with it, beside the database.
@@ -55,6 +57,7 @@ class GatewayService(Service):
         reactor: Any,
         listen: Sequence[str],
         *,
+        endpoint: Callable[[str], IStreamServerEndpoint],
         site: Callable[[Callable[[], bool]], Site],
         gateway: Gateway,
         credentials: CredentialPool,
@@ -70,6 +73,7 @@ class GatewayService(Service):
     ) -> None:
         self._reactor = reactor
         self._listen = listen
+        self._endpoint = endpoint
         self._gateway = gateway
         self._credentials = credentials
         self._pool = pool
@@ -110,6 +114,7 @@ class GatewayService(Service):
             self._reactor,
             self._listen,
             self.site,
+            endpoint=self._endpoint,
             program="bedrockproxy" if self._program else "",
             stderr=self._stderr,
         )
@@ -169,6 +174,7 @@ class GatewayService(Service):
     def _take_requests(self, _: object) -> None:
         if self._program:
             # A service starts before its reactor does.
+            _calm_collector()
             self._reactor.callWhenRunning(self._ready)
         else:
             self._ready()
@@ -185,7 +191,7 @@ class GatewayService(Service):
         SIGTERM is a request to stop: the program drains and ends with status 0,
         where Twisted would let it end as if it had been killed. A second signal
         cuts the drain short, where Twisted would log an error. SIGHUP reads the
-        prices again.
+        prices and the certificates again.
         """
         interrupted = signal.getsignal(signal.SIGINT)
 
@@ -307,6 +313,18 @@ class KeptLedger:
                 lambda: float(ledger.database_up),
             ),
         }
+
+
+def _calm_collector() -> None:
+    """
+    Let Python look for cyclic garbage rarely, and not among what stays for ever.
+
+    A request makes about as many objects as the collector waits for by default, few of
+    them in cycles: it would run with each, and now and then through tables and modules.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _fail() -> None:

@@ -40,7 +40,7 @@ class UntilFirstFrame:
     Holds an event stream back until its first frame is here, and passes it on then.
 
     :param downstream: the client.
-    :param commit: sends the head.
+    :param commit: sends the head, and the first piece of the body.
     :param may_begin: asked when the first frame is an exception, with its type and
         message; False: nothing is sent.
     """
@@ -48,7 +48,7 @@ class UntilFirstFrame:
     def __init__(
         self,
         downstream: IDownstream,
-        commit: Callable[[], None],
+        commit: Callable[[bytes], None],
         may_begin: Callable[[str, str], bool],
     ) -> None:
         self._downstream = downstream
@@ -97,12 +97,10 @@ class UntilFirstFrame:
     def pass_on(self) -> None:
         """The client gets what there is, and all that follows."""
         self.committed = True
-        self._commit()
+        held, self._held = self._held, b""
+        self._commit(held)
         if self._producer is not None:
             self._downstream.register_producer(self._producer)
-        held, self._held = self._held, b""
-        if held:
-            self._downstream.write(held)
 
     def register_producer(self, producer: IPushProducer) -> None:
         self._producer = producer
@@ -118,7 +116,14 @@ class UntilFirstFrame:
 class _Nobody:
     """Who takes an answer that no client waits for."""
 
-    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
+    def head(
+        self,
+        status: int,
+        phrase: bytes,
+        headers: HeaderList,
+        length: int | None,
+        data: bytes = b"",
+    ) -> None:
         pass
 
     def write(self, data: bytes) -> None:

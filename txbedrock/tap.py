@@ -4,16 +4,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from OpenSSL import SSL, crypto
 from twisted.application.service import IService
-from twisted.internet.endpoints import serverFromString
 from twisted.logger import LogLevel
 from twisted.python import usage
 
@@ -21,6 +17,8 @@ from txbedrock import __version__
 from txbedrock.config import Settings, default_settings, load
 from txbedrock.config.summary import summary
 from txbedrock.errors import ConfigError
+from txbedrock.inbound.tls import BadCertificate
+from txbedrock.listeners import BadListener, Listener
 from txbedrock.logs import LazyFileObserver, Redaction
 from txbedrock.outbound.chain import in_words
 from txbedrock.wiring import build
@@ -28,12 +26,6 @@ from txbedrock.wiring import build
 __all__ = ["Options", "makeService"]
 
 _DEFAULT_PORT = "4000"
-
-# The address families whose endpoint strings have an interface.
-_NETWORK = ("tcp", "tcp4", "tcp6", "ssl", "tls")
-_PATHS = ("privateKey", "certKey", "extraCertChain", "dhParameters", "address", "path")
-_LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost", re.IGNORECASE)
-
 
 _LOG_FORMATS = ["text", "json"]
 _LOG_LEVELS = ["debug", "info", "warn", "error"]
@@ -80,10 +72,13 @@ class Options(usage.Options):
 
     # usage prints a docstring as it is, line breaks included.
     opt_listen.__doc__ = (
-        "Where to listen, as a Twisted endpoint string: tcp:4000, "
-        "tcp:4000:interface=127.0.0.1, ssl:4443:privateKey=key.pem:certKey=cert.pem, "
-        "unix:/run/txbedrock.sock. May be given several times. [default: tcp:4000, and "
-        "without a master key tcp:4000:interface=127.0.0.1]"
+        "Where to listen, as an endpoint string of Twisted's: tcp:4000, "
+        "tcp:4000:interface=127.0.0.1, unix:/run/txbedrock.sock. With TLS: "
+        "tls:4443:cert=cert.pem:key=key.pem (read again at SIGHUP), with clientCA=ca.pem for "
+        "clients' certificates and clientAuth=optional if they need none; a folder of several: "
+        "tls:FOLDER:port=4443. haproxy: before any of them expects a PROXY header of "
+        "trusted_proxies. May be given several times. [default: tcp:4000, and without a "
+        "master key tcp:4000:interface=127.0.0.1]"
     )
 
     opt_l = opt_listen
@@ -147,15 +142,17 @@ class Options(usage.Options):
             problems += self._problems_of(endpoint)
         if problems:
             raise ConfigError(problems)
-        self.listen = [_absolute(endpoint) for endpoint in self.listen]
+        self.listen = [Listener.parse(endpoint).description for endpoint in self.listen]
 
     def _problems_of(self, endpoint: str) -> list[str]:
         try:
-            serverFromString(_NoReactor(), _absolute(endpoint))
-            _check_certificates(_absolute(endpoint))
+            listener = Listener.parse(endpoint)
+            listener.check()
+        except BadCertificate as error:
+            return [f"--listen {endpoint}: {error}"]
         except Exception as error:
             return [f"--listen {endpoint}: {_explained(error)}"]
-        if not (self.settings.master_key or self.settings.allow_no_key or _is_local(endpoint)):
+        if not (self.settings.master_key or self.settings.allow_no_key or listener.local):
             return [
                 f"--listen {endpoint}: without a master key the gateway listens on this machine "
                 "only (interface=127.0.0.1). Set general_settings.master_key or the environment "
@@ -165,69 +162,16 @@ class Options(usage.Options):
         return []
 
 
-class _NoReactor:
-    """Parsing an endpoint string needs a reactor only to keep it."""
-
-
 def _explained(error: Exception) -> str:
     """Why an endpoint string cannot be used."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}"
-    if isinstance(error, (SSL.Error, crypto.Error)):
-        return "expected a private key and the certificate that belongs to it, in PEM format"
-    unknown = str(error).lower() if str(error).startswith("Unknown") else "not an endpoint"
+    said = str(error)
+    if isinstance(error, BadListener):
+        return said
+    unknown = said.lower() if said.startswith("Unknown") else "not an endpoint"
     return (
         f"{unknown}, expected one such as tcp:4000, tcp:4000:interface=127.0.0.1 or "
         r"tcp6:4000:interface=\:\:1"
     )
-
-
-def _check_certificates(endpoint: str) -> None:
-    """
-    Twisted's ``tls:`` takes a folder as it is, and refuses clients later.
-
-    :raises OSError: there is no PEM file in it.
-    """
-    fields = _fields(endpoint)
-    if fields[0] != "tls":
-        return
-    folder = next((field[5:] for field in fields if field.startswith("path=")), fields[1])
-    if not any(name.endswith(".pem") for name in os.listdir(folder)):
-        raise FileNotFoundError(errno.ENOENT, "No certificate (*.pem) in this folder", folder)
-
-
-def _fields(endpoint: str) -> list[str]:
-    """The colon-separated parts; an escaped colon stays in its part."""
-    return [part.replace("\0", r"\:") for part in endpoint.replace(r"\:", "\0").split(":")]
-
-
-def _is_local(endpoint: str) -> bool:
-    """Can only this machine reach it?"""
-    fields = _fields(endpoint)
-    while fields and fields[0] == "haproxy":
-        fields.pop(0)
-    if fields and fields[0] == "unix":
-        return True
-    if not fields or fields[0] not in _NETWORK:
-        return False
-    # Of several, Twisted takes the last.
-    interfaces = [field[10:] for field in fields if field.startswith("interface=")]
-    return bool(interfaces) and bool(_LOOPBACK.fullmatch(interfaces[-1].replace(r"\:", ":")))
-
-
-def _absolute(endpoint: str) -> str:
-    """The same endpoint string with absolute paths: twistd may change its directory."""
-    fields = _fields(endpoint)
-    kind = 0
-    while kind < len(fields) and fields[kind] == "haproxy":
-        kind += 1
-    for index, field in enumerate(fields):
-        name, equals, value = field.partition("=")
-        if equals and name in _PATHS:
-            fields[index] = f"{name}={os.path.abspath(value)}"
-        elif index == kind + 1 and fields[kind] in ("unix", "tls") and not equals:
-            fields[index] = os.path.abspath(field)
-    return ":".join(fields)
 
 
 def _parent(options: Options) -> Any:

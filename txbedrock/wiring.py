@@ -20,7 +20,7 @@ from twisted.web.resource import Resource
 from txbedrock import data
 from txbedrock.accounting import Accounts, InLedger
 from txbedrock.admission import Admission
-from txbedrock.config import Settings, load_prices
+from txbedrock.config import CorsSettings, Settings, load_prices
 from txbedrock.core.addresses import parse_network
 from txbedrock.core.balance import Balancer, MemberSpec
 from txbedrock.core.demand import ModelSizes
@@ -40,13 +40,15 @@ from txbedrock.inbound.admin.metrics import MetricsResource
 from txbedrock.inbound.admin.models import Health, model_resources
 from txbedrock.inbound.admin.spend import spend_resources
 from txbedrock.inbound.body import Body
+from txbedrock.inbound.cors import Cors
 from txbedrock.inbound.proxy import ProxyResource
 from txbedrock.inbound.root import resource_tree
 from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
 from txbedrock.limits import Limiter
+from txbedrock.listeners import Listeners
 from txbedrock.logs import AccessLog
-from txbedrock.metrics import CONTENT_TYPE, Metrics, routing_metrics
+from txbedrock.metrics import CONTENT_TYPE, Metrics, connection_metrics, routing_metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.credentials import CredentialPool
@@ -88,7 +90,7 @@ def build(
     :param wall_clock: POSIX seconds; :param clock: some that never go back.
     :param observer, program: see :class:`GatewayService`.
     """
-    limits = settings.limits
+    limits, clients = settings.limits, settings.clients
     known = {deployment.credentials for deployment in settings.deployments}
     if settings.default is not None:
         known.add(settings.default.credentials)
@@ -114,7 +116,6 @@ def build(
     user_header = None if settings.user_header is None else settings.user_header.encode()
     metrics = Metrics(
         {
-            "txbedrock_connections": ("Of clients", lambda: service.site.connections),
             "txbedrock_exchanges_in_flight": (
                 "Exchanges, drained ones included",
                 lambda: gateway.in_flight,
@@ -137,7 +138,11 @@ def build(
             ),
             **({} if kept is None else kept.gauges()),
         },
-        lambda: routing_metrics(failover.tally, failover.states()),
+        lambda: (
+            *listeners.metrics(),
+            *connection_metrics(*service.site.tally(), service.site.refusals),
+            *routing_metrics(failover.tally, failover.states()),
+        ),
     )
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
     accounts = Accounts(
@@ -254,23 +259,38 @@ def build(
                 max_request_body=limits.max_request_body,
                 header_timeout_s=limits.header_timeout_s,
                 upload_idle_timeout_s=limits.upload_idle_timeout_s,
+                max_connections=clients.max_connections,
+                max_connections_per_address=clients.max_connections_per_address,
+                max_requests_per_connection=clients.max_requests_per_connection,
             ),
             wall_seconds=wall_clock,
             route_prefix=settings.route_prefix.encode(),
             trusted_proxies=[parse_network(text) for text in settings.access.trusted_proxies],
+            cors=_cors(clients.cors),
         )
+
+    listeners = Listeners(
+        reactor,
+        trusted_proxies=[parse_network(text) for text in settings.access.trusted_proxies],
+        wall_clock=wall_clock,
+    )
+
+    def reload() -> None:
+        _reload_prices(accounts, settings.price_file)
+        listeners.reload()
 
     service = GatewayService(
         reactor,
         listen,
+        endpoint=listeners.endpoint,
         site=site,
         gateway=gateway,
         credentials=credentials,
         pool=pool,
         databases=databases,
         ledger=kept,
-        others=[limiter, prober, *([keys] if isinstance(keys, KeyStore) else [])],
-        reload=lambda: _reload_prices(accounts, settings.price_file),
+        others=[limiter, listeners, prober, *([keys] if isinstance(keys, KeyStore) else [])],
+        reload=reload,
         shutdown_grace_s=limits.shutdown_grace_s,
         notices=settings.notices,
         observer=observer,
@@ -285,6 +305,18 @@ async def _body_of(data: bytes) -> Body:
     body.write(data)
     await body.complete()
     return body
+
+
+def _cors(settings: CorsSettings) -> Cors | None:
+    """What browsers are told; None: nothing."""
+    if not settings.allow_origins:
+        return None
+    return Cors(
+        settings.allow_origins,
+        headers=settings.allow_headers,
+        max_age_s=settings.max_age_s,
+        credentials=settings.allow_credentials,
+    )
 
 
 def _member(deployment: Deployment, prices: PriceTable) -> MemberSpec:
@@ -334,6 +366,7 @@ def _keys(
         cache_age_s=access.key_cache_age_s,
         cache_grace_s=access.key_cache_grace_s,
         default_customer_limits=access.end_user_limits,
+        certificates=access.client_certificates,
     )
     return store, directory
 

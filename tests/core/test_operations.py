@@ -13,7 +13,7 @@ from urllib.parse import quote
 from botocore.utils import percent_encode
 from twisted.trial.unittest import SynchronousTestCase
 
-from txbedrock.core.operations import Match, Operation, Operations, decode_label
+from txbedrock.core.operations import Match, Operation, Operations, decode_label, usual_path
 from txbedrock.data import load
 from txbedrock.errors import InvalidRequest, MethodNotAllowed, UnknownOperation
 
@@ -129,7 +129,8 @@ class EveryOperationTests(SynchronousTestCase):
     def test_other_slash(self) -> None:
         """
         A slash too many or too few at the end changes nothing (but for the agents
-        of the next test), and the client's form is sent on.
+        of the next test), and the client's form is sent on; where there is a model
+        the path is made anew, as AWS has it.
         """
         for operation in OPERATIONS:
             if operation.method == "*" or operation.template == "/":
@@ -144,9 +145,8 @@ class EveryOperationTests(SynchronousTestCase):
             found = find(operation.method, path)
             self.assertEqual(found.operation, operation, path)
             if operation.takes_model:
-                self.assertEqual(found.path_for("x"), path.replace(label, "x").encode())
-            else:
-                self.assertEqual(found.path_for("x"), path.encode())
+                path = fill(operation.template, "x")
+            self.assertEqual(found.path_for("x"), path.encode())
 
     def test_traits(self) -> None:
         """What streams, in which direction, and what takes a model is known."""
@@ -630,6 +630,36 @@ class RefusedTests(SynchronousTestCase):
         ):
             error = self.assertRaises(InvalidRequest, OPERATIONS.match, b"POST", path)
             self.assertIn("percent-encoded", error.message)
+
+
+class UsualPathTests(SynchronousTestCase):
+    def test_usual(self) -> None:
+        """What base URLs make of a path is taken for what its client means."""
+        for path, usual in {
+            b"/model/x/converse": b"/model/x/converse",
+            b"//model/x/converse": b"/model/x/converse",
+            b"///model/x/converse": b"/model/x/converse",
+            b"/v1/model/x/converse": b"/model/x/converse",
+            b"//v1/model/a%2Fb/invoke": b"/model/a%2Fb/invoke",
+            b"//foundation-models": b"/foundation-models",
+            b"/v1/messages": b"/anthropic/v1/messages",
+            b"//v1/messages": b"/anthropic/v1/messages",
+            b"/v1/messages/count_tokens": b"/anthropic/v1/messages/count_tokens",
+            b"/anthropic/v1/messages": b"/anthropic/v1/messages",
+            b"/openai/v1/responses": b"/openai/v1/responses",
+            # And these are what they are.
+            b"": b"",
+            b"/": b"/",
+            b"//": b"//",
+            b"/v1": b"/v1",
+            b"/v1/models": b"/v1/models",
+            b"/v1/messagesx": b"/v1/messagesx",
+            b"/agents//x/": b"/agents//x/",
+            b"/model//converse": b"/model//converse",
+            b"/model/v1/model/converse": b"/model/v1/model/converse",
+        }.items():
+            self.assertEqual(usual_path(path), usual)
+            self.assertEqual(usual_path(usual), usual)
 
 
 class HandAddedTests(SynchronousTestCase):

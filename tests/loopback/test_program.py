@@ -581,7 +581,7 @@ class ListenTests(ProgramTestCase):
         return client
 
     async def test_tls(self) -> None:
-        """ssl: and tls: answer over HTTPS, and offer HTTP/1.1 only, since they speak no other."""
+        """ssl: and tls: answer over HTTPS, and speak what a client offers."""
         self.upstream = await self.start_upstream()
         self.configure(self.upstream_port)
         authority = self.certify("localhost")
@@ -593,7 +593,11 @@ class ListenTests(ProgramTestCase):
         ):
             child = self.start(listen=listen)
             await self.ready(child)
-            client = await self.connect_tls(authority, [b"h2", b"http/1.1"])
+            client = await self.connect_tls(authority, [b"h2"])
+            client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            await until(lambda client=client: client.received)
+            self.assertEqual(client.transport.negotiatedProtocol, b"h2")
+            client = await self.connect_tls(authority, [b"http/1.1"])
             client.write(request(body=bytes(100_000)))
             await until(client.whole)
             self.assertEqual(client.status, 200)

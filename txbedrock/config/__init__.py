@@ -4,11 +4,21 @@
 
 from txbedrock.config.loading import default_settings, load
 from txbedrock.config.prices import load_prices
-from txbedrock.config.settings import SERVICES, AccessSettings, LedgerSettings, Limits, Settings
+from txbedrock.config.settings import (
+    SERVICES,
+    AccessSettings,
+    ClientSettings,
+    CorsSettings,
+    LedgerSettings,
+    Limits,
+    Settings,
+)
 
 __all__ = [
     "SERVICES",
     "AccessSettings",
+    "ClientSettings",
+    "CorsSettings",
     "LedgerSettings",
     "Limits",
     "Settings",

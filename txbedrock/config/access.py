@@ -5,7 +5,7 @@ The part of the configuration that says who may ask for what, and how much.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from txbedrock.config.fields import (
@@ -21,6 +21,7 @@ from txbedrock.config.fields import (
 from txbedrock.config.settings import AccessSettings
 from txbedrock.config.yamltree import Node
 from txbedrock.core.addresses import parse_network
+from txbedrock.core.auth import CERTIFICATE_NAMES, ClientCertificate
 from txbedrock.core.budgets import parse_duration
 from txbedrock.core.grantfields import BadFields, key_from_config
 from txbedrock.core.grants import NO_LIMITS, Key, Limits
@@ -29,6 +30,7 @@ __all__ = ["OURS", "access_groups", "access_settings", "deployment_limits"]
 
 OURS = (
     "budget_unpriced",
+    "client_certificates",
     "key_cache_age",
     "key_cache_grace",
     "limit_wait",
@@ -57,8 +59,9 @@ def access_settings(general: Section, litellm: Section, env: Section) -> AccessS
     grace = general.get("key_cache_grace", duration(0))
     wait = general.get("limit_wait", duration(0))
     end_user = litellm.get("max_end_user_budget", price)
+    keys = _virtual_keys(general)
     return AccessSettings(
-        keys=_virtual_keys(general),
+        keys=keys,
         salt=_salt(general, env),
         key_cache_age_s=standard.key_cache_age_s if age is None else age,
         key_cache_grace_s=standard.key_cache_grace_s if grace is None else grace,
@@ -67,6 +70,7 @@ def access_settings(general: Section, litellm: Section, env: Section) -> AccessS
         limit_wait_s=standard.limit_wait_s if wait is None else wait,
         end_user_limits=NO_LIMITS if end_user is None else Limits(max_budget=end_user),
         trusted_proxies=general.get("trusted_proxies", _networks) or (),
+        client_certificates=_client_certificates(general, keys),
     )
 
 
@@ -99,6 +103,41 @@ def _virtual_keys(general: Section) -> tuple[Key, ...]:
                 item.problem("key_hash", "found a key that is there already, by hash or alias")
         keys.append(key)
     return tuple(keys)
+
+
+def _client_certificates(general: Section, keys: Iterable[Key]) -> dict[str, str]:
+    """Which key a certificate stands for: its name -> the key's SHA-256."""
+    by_alias = {key.alias: key.tokens[0].hash for key in keys if key.alias}
+    found: dict[str, str] = {}
+    for item in general.sections("client_certificates"):
+        alias = item.get("key_alias", text)
+        item.missing("key_alias", "the key_alias of one of virtual_keys")
+        if alias is not None and alias not in by_alias:
+            item.problem("key_alias", "found an alias that none of virtual_keys has")
+        kinds = [kind for kind in CERTIFICATE_NAMES if kind in item]
+        if len(kinds) != 1:
+            item.problem(
+                "key_alias",
+                f"found {len(kinds) or 'no'} names of a certificate beside it, expected one of "
+                + ", ".join(CERTIFICATE_NAMES),
+            )
+        for kind in kinds:
+            value = item.get(kind, _fingerprint if kind == "sha256" else text)
+            if value is None or alias is None or alias not in by_alias:
+                continue
+            name = ClientCertificate.name(kind, value)
+            if name in found:
+                item.problem(kind, "found a name that is there already")
+            found[name] = by_alias[alias]
+        item.finish({}, ours=("key_alias", *CERTIFICATE_NAMES))
+    return found
+
+
+def _fingerprint(found: Found) -> str:
+    value = text(found)
+    if not re.fullmatch("[0-9a-fA-F]{64}", value.replace(":", "")):
+        raise Wrong(found.shown, "the certificate's SHA-256 in hex, 64 digits")
+    return value
 
 
 def _plain(found: Found) -> Any:

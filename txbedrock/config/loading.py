@@ -27,7 +27,7 @@ from typing import TypeVar
 from botocore.configloader import load_config, raw_config_parse
 from botocore.exceptions import BotoCoreError
 
-from txbedrock.config import access, litellm, routing
+from txbedrock.config import access, clients, litellm, routing
 from txbedrock.config.fields import (
     Field,
     Found,
@@ -125,6 +125,7 @@ _STATIC = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 _OURS = frozenset(
     {
         *access.OURS,
+        *clients.OURS,
         "allow_no_key",
         "background_health_checks",
         "ca_bundle",
@@ -230,6 +231,7 @@ class _Configuration:
             probe_interval_s=self._probe_interval(),
             route_prefix=_or(self._general.get("route_prefix", _route_prefix), "/bedrock"),
             limits=self._limits(),
+            clients=clients.client_settings(self._general),
             price_file=self._price_file,
             database_url=database_url,
             ledger=self._ledger(database_url),

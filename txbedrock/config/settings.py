@@ -14,7 +14,15 @@ from txbedrock.core.grants import NO_LIMITS, Key
 from txbedrock.core.grants import Limits as GrantedLimits
 from txbedrock.core.retry import RetrySettings
 
-__all__ = ["SERVICES", "AccessSettings", "LedgerSettings", "Limits", "Settings"]
+__all__ = [
+    "SERVICES",
+    "AccessSettings",
+    "ClientSettings",
+    "CorsSettings",
+    "LedgerSettings",
+    "Limits",
+    "Settings",
+]
 
 SERVICES = (
     "bedrock",
@@ -113,7 +121,42 @@ class AccessSettings:
     """Of end users that have none of their own."""
 
     trusted_proxies: tuple[str, ...] = ()
-    """Networks whose ``X-Forwarded-For`` is believed."""
+    """Networks whose ``X-Forwarded-For`` and PROXY headers are believed."""
+
+    client_certificates: Mapping[str, str] = field(default_factory=dict)
+    """Names in TLS clients' certificates, as :class:`~txbedrock.core.auth.ClientCertificate`
+    has them, and the SHA-256 of the virtual key that each stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorsSettings:
+    """Which web pages may call from a browser."""
+
+    allow_origins: tuple[str, ...] = ()
+    """``https://app.example.com``, in lower case; ``*``: any. Empty: none."""
+
+    allow_headers: tuple[str, ...] = ("*",)
+    """That they may send; ``*``: any."""
+
+    allow_credentials: bool = False
+    max_age_s: float = 600.0
+    """How long a browser may remember the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The connections of clients."""
+
+    max_connections: int = 10_000
+    """At a time."""
+
+    max_connections_per_address: int = 0
+    """Of one client address; 0: as many as there may be in all."""
+
+    max_requests_per_connection: int = 10_000
+    """0: any number."""
+
+    cors: CorsSettings = CorsSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +195,7 @@ class Settings:
     """Where the routes of Bedrock are: begins with a slash, or is empty."""
 
     limits: Limits = Limits()
+    clients: ClientSettings = ClientSettings()
 
     price_file: str | None = None
     """Prices that replace those of the shipped table, model by model."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from txbedrock.core.headers import HeaderList
+from txbedrock.core.headers import HeaderList, first_values
 
 __all__ = ["NOBODY", "Attribution", "attribution"]
 
@@ -87,12 +87,9 @@ def attribution(
     :param body: of the request, if it is whole and small; else empty.
     :param user_header: lower-case name of a further header that names the end user.
     """
-    found: dict[bytes, bytes] = {}
     wanted = _WANTED if user_header is None else _wanted_with(user_header)
-    for name, value in headers:
-        lower = name.lower()
-        if lower in wanted:
-            found.setdefault(lower, value)
+    first = first_values(headers)
+    found = {name: first[name] for name in wanted & first.keys()}
     hinted = len(body) <= _MAX_BODY and _HINT(body) is not None
     agent = _AGENT_SESSION.match(raw_path) if raw_path.startswith(b"/agents/") else None
     if not (found or hinted or agent):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from txbedrock.core.grants import KeyType, Level, Role
-from txbedrock.core.headers import HeaderList
+from txbedrock.core.headers import HeaderList, first_values, header
 from txbedrock.core.permissions import EVERYTHING, Access
 
 __all__ = [
+    "CERTIFICATE_NAMES",
+    "ClientCertificate",
     "PresentedKey",
     "Principal",
     "hash_key",
@@ -49,6 +51,38 @@ class PresentedKey:
 
     candidates: tuple[bytes, ...] = field(default=(), repr=False)
     """Further values to try: the session token beside dummy credentials."""
+
+
+CERTIFICATE_NAMES = ("sha256", "uri", "dns", "email", "common_name")
+"""The kinds of names that a client's certificate may be known by, the best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """
+    The certificate of a TLS client, verified. It is an identity only if the settings
+    say so, and if the client presents no key.
+    """
+
+    names: tuple[str, ...]
+    """As :meth:`name` has them, the best first."""
+
+    expires: float
+    """POSIX seconds. A connection, or a session that is resumed, may live longer."""
+
+    @staticmethod
+    def name(kind: str, value: str) -> str:
+        """
+        A name of a certificate, to be compared with others.
+
+        :param kind: of :data:`CERTIFICATE_NAMES`. No kind can be taken for another.
+        :param value: of ``sha256``, the fingerprint, in hex, with or without colons.
+        """
+        if kind == "sha256":
+            value = value.replace(":", "").lower()
+        elif kind in ("dns", "email"):
+            value = value.lower()
+        return f"{kind}:{value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +148,19 @@ def signing_scope_of(headers: HeaderList) -> tuple[bytes, bytes, bytes] | None:
     :returns: access key id (a leading ``Bearer`` removed), region and signing
         name; None when the request is not signed or the scope is not readable.
     """
-    for name, value in headers:
-        if name.lower() != b"authorization":
-            continue
-        scheme, _, rest = value.strip().partition(b" ")
-        if scheme.lower() != _SIGV4:
-            return None
-        for part in rest.split(b","):
-            label, _, text = part.strip().partition(b"=")
-            if label == b"Credential":
-                # The key may not hold a slash; the scope has four more parts.
-                pieces = text.rsplit(b"/", 4)
-                if len(pieces) == 5:
-                    return _strip_bearer(pieces[0].strip()), pieces[2], pieces[3]
+    value = header(headers, b"authorization")
+    if value is None:
         return None
+    scheme, _, rest = value.strip().partition(b" ")
+    if scheme.lower() != _SIGV4:
+        return None
+    for part in rest.split(b","):
+        label, _, text = part.strip().partition(b"=")
+        if label == b"Credential":
+            # The key may not hold a slash; the scope has four more parts.
+            pieces = text.rsplit(b"/", 4)
+            if len(pieces) == 5:
+                return _strip_bearer(pieces[0].strip()), pieces[2], pieces[3]
     return None
 
 
@@ -137,19 +170,15 @@ def presented_key(headers: HeaderList) -> PresentedKey | None:
 
     :returns: None when there is none at all.
     """
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        lower = name.lower()
-        if lower in (*_DEDICATED, b"authorization", b"x-amz-security-token"):
-            found.setdefault(lower, value.strip())
+    first = first_values(headers)
     for name in _DEDICATED:
-        if found.get(name):
-            return PresentedKey(_strip_bearer(found[name]), "header")
-    authorization = found.get(b"authorization", b"")
+        if name in first and (dedicated := first[name].strip()):
+            return PresentedKey(_strip_bearer(dedicated), "header")
+    authorization = first.get(b"authorization", b"").strip()
     scheme, _, rest = authorization.partition(b" ")
     if scheme.lower() in (b"bearer", b"basic") and rest.strip():
         return PresentedKey(rest.strip(), "bearer")
-    token = found.get(b"x-amz-security-token")
+    token = first.get(b"x-amz-security-token", b"").strip()
     scope = signing_scope_of(headers)
     if scope is not None:
         return PresentedKey(scope[0], "sigv4", (token,) if token else ())

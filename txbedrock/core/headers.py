@@ -7,9 +7,17 @@ the client, and what the gateway sets itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-__all__ = ["HeaderList", "downstream_headers", "header", "signed_headers", "upstream_headers"]
+__all__ = [
+    "HeaderList",
+    "Indexed",
+    "downstream_headers",
+    "first_values",
+    "header",
+    "signed_headers",
+    "upstream_headers",
+]
 
 HeaderList = list[tuple[bytes, bytes]]
 """Headers in order, names in any case, one entry a line on the wire."""
@@ -53,13 +61,58 @@ _NOT_UPSTREAM = _HOP_BY_HOP | frozenset(
 _OWN_PREFIX = b"x-litellm-"
 
 
-def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """Names that the ``Connection`` header makes hop-by-hop (RFC 9110, 7.6.1)."""
-    names: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            names.update(token.strip().lower() for token in value.split(b","))
-    return frozenset(names)
+_KEPT, _DROPPED, _CONNECTION = range(3)
+
+
+class _Kinds(dict[bytes, int]):
+    """
+    What becomes of a header by its name as it was written, remembered: clients and AWS
+    use few names, each in one way of writing it.
+    """
+
+    def __init__(self, dropped: frozenset[bytes], prefix: bytes | None = None) -> None:
+        super().__init__()
+        self._dropped = dropped
+        self._prefix = prefix
+
+    def __missing__(self, name: bytes) -> int:
+        lower = name.lower()
+        kind = _KEPT
+        if lower == b"connection":
+            kind = _CONNECTION
+        elif lower in self._dropped or (self._prefix and lower.startswith(self._prefix)):
+            kind = _DROPPED
+        if len(self) < _REMEMBERED:
+            self[name] = kind
+        return kind
+
+
+# Whoever invents names fills it once.
+_REMEMBERED = 4096
+
+_UP = _Kinds(_NOT_UPSTREAM, _OWN_PREFIX)
+_DOWN = _Kinds(_HOP_BY_HOP | {b"content-length"})
+
+
+def _passed(headers: HeaderList, kinds: _Kinds) -> HeaderList:
+    """Those that go on."""
+    kept: HeaderList = []
+    connection: list[bytes] = []
+    for pair in headers:
+        kind = kinds[pair[0]]
+        if kind == _KEPT:
+            kept.append(pair)
+        elif kind == _CONNECTION:
+            connection.append(pair[1])
+    if connection:
+        # What it names is hop-by-hop, too (RFC 9110, 7.6.1).
+        named = {token.strip().lower() for token in b",".join(connection).split(b",")}
+        if named - _USUAL_TOKENS:
+            kept = [pair for pair in kept if pair[0].lower() not in named]
+    return kept
+
+
+_USUAL_TOKENS = frozenset((b"", b"close", b"keep-alive"))
 
 
 def upstream_headers(headers: HeaderList, extra_secret: bytes | None = None) -> HeaderList:
@@ -68,24 +121,29 @@ def upstream_headers(headers: HeaderList, extra_secret: bytes | None = None) -> 
 
     :param extra_secret: lower-case name of one more header that carries keys.
     """
-    dropped = _NOT_UPSTREAM | _named_by_connection(headers)
-    kept: HeaderList = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in dropped or lower == extra_secret or lower.startswith(_OWN_PREFIX):
-            continue
-        kept.append((name, value))
+    kept = _passed(headers, _UP)
+    if extra_secret is not None:
+        return [pair for pair in kept if pair[0].lower() != extra_secret]
     return kept
 
 
 def downstream_headers(headers: HeaderList) -> HeaderList:
     """AWS's headers as they go to the client, without the framing."""
-    dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in dropped and lower != b"content-length"
-    ]
+    return _passed(headers, _DOWN)
+
+
+class _Signed(dict[bytes, bool]):
+    """Whether the signature covers a header, by its name as it was written."""
+
+    def __missing__(self, name: bytes) -> bool:
+        lower = name.lower()
+        signed = lower in (b"host", b"content-type") or lower.startswith(b"x-amz")
+        if len(self) < _REMEMBERED:
+            self[name] = signed
+        return signed
+
+
+_SIGNED = _Signed()
 
 
 def signed_headers(headers: HeaderList) -> HeaderList:
@@ -95,11 +153,7 @@ def signed_headers(headers: HeaderList) -> HeaderList:
     Host and ``x-amz*`` must be, ``content-type`` should be. Nothing else is:
     a proxy on the way out may touch it, and the signature would break.
     """
-    return [
-        pair
-        for pair in headers
-        if (lower := pair[0].lower()) in (b"host", b"content-type") or lower.startswith(b"x-amz")
-    ]
+    return [pair for pair in headers if _SIGNED[pair[0]]]
 
 
 def header(headers: HeaderList, name: bytes) -> bytes | None:
@@ -108,7 +162,29 @@ def header(headers: HeaderList, name: bytes) -> bytes | None:
 
     :param name: in lower case.
     """
+    if isinstance(headers, Indexed):
+        return headers.first.get(name)
     for candidate, value in headers:
         if candidate.lower() == name:
             return value
     return None
+
+
+class Indexed(list[tuple[bytes, bytes]]):
+    """
+    Headers in which many names are looked for.
+
+    Not to be changed: the index would not know.
+    """
+
+    __slots__ = ("first",)
+
+    def __init__(self, headers: HeaderList) -> None:
+        super().__init__(headers)
+        self.first = {name.lower(): value for name, value in reversed(headers)}
+        """The first value of each name, in lower case."""
+
+
+def first_values(headers: HeaderList) -> Mapping[bytes, bytes]:
+    """The first value of each name, in lower case."""
+    return headers.first if isinstance(headers, Indexed) else Indexed(headers).first

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypedDict
 from urllib.parse import quote, unquote_to_bytes
 
@@ -24,6 +25,7 @@ __all__ = [
     "OperationsTable",
     "ServiceTable",
     "decode_label",
+    "usual_path",
 ]
 
 
@@ -92,7 +94,7 @@ class Match(NamedTuple):
 
     operation: Operation
     raw_path: bytes
-    """As the client sent it."""
+    """As it was given to :meth:`Operations.match`."""
 
     model_label: bytes | None = None
     """The model name as the client sent it, still percent-encoded (see
@@ -116,7 +118,34 @@ class Match(NamedTuple):
             return self.raw_path or b"/"
         if model_id in ("", ".", ".."):
             raise InvalidRequest("The model id must not be empty, '.' or '..'.")
-        return b"/model/" + quote(model_id, safe="-._~").encode("ascii") + self.model_suffix
+        return b"/model/" + _label_of(model_id) + self.model_suffix
+
+
+@lru_cache(maxsize=1024)
+def _label_of(model_id: str) -> bytes:
+    """A model id as every AWS SDK encodes it."""
+    return quote(model_id, safe="-._~").encode("ascii")
+
+
+def usual_path(raw_path: bytes) -> bytes:
+    """
+    The path that a client means by what its base URL made of it.
+
+    A base URL that ends with a slash makes two of them; some clients put ``/v1`` before
+    everything; Anthropic's Messages API is ``/v1/messages`` to a client that is told
+    where Bedrock is, and ``/anthropic/v1/messages`` to Bedrock.
+
+    :param raw_path: below the gateway's own prefix, percent-encoded as it came.
+    """
+    if raw_path[:_LABEL_AT] == _MODEL:
+        return raw_path
+    if raw_path[:2] == b"//" and (rest := raw_path.lstrip(b"/")):
+        raw_path = b"/" + rest
+    if raw_path.startswith(b"/v1/model/"):
+        return raw_path[len(b"/v1") :]
+    if raw_path == b"/v1/messages" or raw_path.startswith(b"/v1/messages/"):
+        return b"/anthropic" + raw_path
+    return raw_path
 
 
 _MAX_LABEL_CHARS = 2048
@@ -329,7 +358,8 @@ class Operations:
                 f"The model id in {_shown(raw_path)} is empty: send /model/{{modelId}}/"
                 f"{_shown(verb)}."
             )
-        return Match(operation, raw_path, label, raw_path[len(head) :])
+        # AWS knows no slash at the end of these.
+        return Match(operation, raw_path, label, b"/" + verb)
 
     def _match_target(self, method: bytes, raw_path: bytes, target: bytes | None) -> Match:
         if method != b"POST":

@@ -12,8 +12,10 @@ change all the rest, so that what is left open must not matter:
 
 - ``//`` and ``/`` in a path are signed alike, and are not the same to the gateway:
   ``//`` is refused. Dot segments are, too.
-- Headers that say what is to be done must be signed: ``X-Amz-*``, ``Content-Type``,
-  the modelled ones of Bedrock's operations, and the gateway's own.
+- Headers that say what is to be done must be signed: ``X-Amz-*``, the modelled ones of
+  Bedrock's operations, and the gateway's own. ``Content-Type`` may be left out, as some
+  signers do (aws4fetch, in the AI SDK) and AWS takes it: nothing here goes by it, and
+  Bedrock's operations take one type each.
 - ``Connection`` takes away the headers that it names: it must not name a signed one.
 - A run of white space in a value counts as one space, and botocore takes more for
   white space than HTTP does: in a signed value there may be spaces and tabs only.
@@ -155,7 +157,7 @@ def verify(
 
     :param raw_path: as received, with the gateway's prefix.
     :param raw_query: as received, without the question mark; None when there is none.
-    :param headers: all, as received.
+    :param headers: all, as received; of HTTP/2 with ``:authority`` as ``Host``.
     :param payload_sha256: of the body as received, lower-case hex.
     :param secret: of the pair whose id the request names.
     :param now: POSIX seconds.
@@ -180,6 +182,9 @@ def verify(
         if not is_derived(signature.access_key_id.encode()):
             raise BadSignature("Credential must begin with the access key id of a key pair.")
         _check_scope(signature.region, signature.service)
+        if ":authority" in signature.signed_headers and b"host" in found:
+            # HTTP/2's name for Host, and what a client signs there. It comes here as Host.
+            headers = [*headers, (b":authority", found[b"host"])]
         _check_signed(headers, frozenset(name.encode() for name in signature.signed_headers))
         _verify(
             signature,

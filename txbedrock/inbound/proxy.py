@@ -29,42 +29,37 @@ class Downstream:
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    def head(self, status: int, phrase: bytes, headers: HeaderList, length: int | None) -> None:
-        request = self._request
-        request.setResponseCode(status, phrase)
-        answer = request.responseHeaders
-        closing = answer.getRawHeaders(b"connection")
-        # The server's and date's place belongs to the upstream's own.
-        answer.removeHeader(b"server")
-        answer.removeHeader(b"date")
-        for name, value in headers:
-            answer.addRawHeader(name, value)
-        if closing:
-            answer.setRawHeaders(b"connection", closing)
+    def head(
+        self,
+        status: int,
+        phrase: bytes,
+        headers: HeaderList,
+        length: int | None,
+        data: bytes = b"",
+    ) -> None:
         if length is not None and status not in (204, 304):
-            answer.setRawHeaders(b"content-length", [b"%d" % length])
-        request.write(b"")
+            headers = [*headers, (b"Content-Length", b"%d" % length)]
+        self._request.head(status, phrase, headers, data)
 
     def write(self, data: bytes) -> None:
         self._request.write(data)
 
     def finish(self) -> None:
-        if not self._request._disconnected:
-            self._request.finish()
+        self._request.finish()
 
     def abort(self) -> None:
-        if not self._request._disconnected:
+        if not self._request.disconnected:
             self._request.channel.cut_off()
 
     def reply(self, reply: Reply) -> None:
-        if not self._request._disconnected:
+        if not self._request.disconnected:
             send_reply(self._request, reply)
 
     def register_producer(self, producer: IPushProducer) -> None:
         self._request.registerProducer(producer, True)
 
     def unregister_producer(self) -> None:
-        if not self._request._disconnected:
+        if not self._request.disconnected:
             self._request.unregisterProducer()
 
 
@@ -90,7 +85,7 @@ class ProxyResource(Resource):
 
     def render(self, request: Request) -> int:
         serving = Deferred.fromCoroutine(self._serve(request))
-        request.notifyFinish().addErrback(lambda _: serving.cancel())
+        request.when_lost(serving.cancel)
         serving.addErrback(self._failed, request)
         return NOT_DONE_YET
 
@@ -111,7 +106,7 @@ class ProxyResource(Resource):
         if failure.check(CancelledError):
             return  # The client left while its body was on its way to the disk.
         self._log.failure("a request could not be read", failure)
-        if request._disconnected or request.finished:
+        if request.disconnected or request.finished:
             return
         if request.startedWriting:
             request.channel.abort()

@@ -42,7 +42,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from txbedrock.core import pairs
-from txbedrock.core.auth import PresentedKey, Principal, hash_key, presented_key
+from txbedrock.core.auth import (
+    ClientCertificate,
+    PresentedKey,
+    Principal,
+    hash_key,
+    presented_key,
+)
 from txbedrock.core.budgets import iso_time
 from txbedrock.core.grants import (
     NO_LIMITS,
@@ -468,6 +474,8 @@ class KeyStore(Service):
     :param max_known: so many keys are kept in memory, and as many end users and tags.
     :param max_unknown: so many names of each are kept that nobody has.
     :param default_customer_limits: of each end user that the database does not have.
+    :param certificates: names in TLS clients' certificates, and the SHA-256 of the
+        configuration's key that each stands for.
     """
 
     def __init__(
@@ -486,6 +494,7 @@ class KeyStore(Service):
         max_known: int = 100_000,
         max_unknown: int = 10_000,
         default_customer_limits: Limits = NO_LIMITS,
+        certificates: Mapping[str, str] | None = None,
     ) -> None:
         self._master = master
         self._directory = directory
@@ -493,6 +502,7 @@ class KeyStore(Service):
         self._salt = salt
         self._now = wall_clock
         self._default = default_customer_limits
+        self._certificates = certificates or {}
         self._stop_listening: Callable[[], None] | None = None
         self._signing_keys = SigningKeys()
 
@@ -563,6 +573,8 @@ class KeyStore(Service):
 
     async def principal(self, request: InboundRequest) -> Principal:
         """
+        A key that is presented counts. Only where there is none, a certificate does.
+
         :raises UnrecognizedKey: nobody, or its signature is wrong.
         :raises KeyBlocked: the key, its user or its team.
         :raises KeyExpired: it was good once.
@@ -572,6 +584,8 @@ class KeyStore(Service):
         if presented is None:
             if pairs.presigned(request.raw_query):
                 raise InvalidSignature(pairs.PRESIGNED, "IncompleteSignatureException")
+            if request.certificate is not None and self._certificates:
+                return await self._certified(request.certificate)
             raise _unrecognized(None)
         if presented.carrier == "sigv4" and self._salt and pairs.is_derived(presented.secret):
             holder = await self._keys.get(presented.secret.decode())
@@ -599,6 +613,24 @@ class KeyStore(Service):
             if holder is not None:
                 return self._admitted(holder)
         raise unavailable or _unrecognized(presented)
+
+    async def _certified(self, certificate: ClientCertificate) -> Principal:
+        """Who presents no key but a certificate is whose key it stands for."""
+        if self._now() >= certificate.expires:
+            raise KeyExpired(
+                f"The client certificate expired at {iso_time(int(certificate.expires * 1e6))}. "
+                "Connect with a new one."
+            )
+        named = (self._certificates.get(name) for name in certificate.names)
+        hashed = next((one for one in named if one is not None), None)
+        holder = None if hashed is None else await self._keys.get(hashed)
+        if holder is None:
+            raise UnrecognizedKey(
+                "The client certificate stands for no key of this gateway, and the request has "
+                f"none. {_HOW} Or have the certificate added to client_certificates.",
+                detail=f"certificate {certificate.names[0]}" if certificate.names else "",
+            )
+        return self._admitted(holder)
 
     def _verify(self, request: InboundRequest, holder: _Holder) -> None:
         """:raises InvalidSignature: it was not signed with the secret of the pair."""

@@ -194,7 +194,7 @@ class AdminResource(Resource):
         # Keys and what they may do are for nobody's cache.
         request.setHeader(b"Cache-Control", b"no-store")
         answering = Deferred.fromCoroutine(self._answer(request))
-        request.notifyFinish().addErrback(lambda _: answering.cancel())
+        request.when_lost(answering.cancel)
         answering.addErrback(self._failed, request)
         return NOT_DONE_YET
 
@@ -220,7 +220,7 @@ class AdminResource(Resource):
         raise NotImplementedError
 
     def _failed(self, failure: Failure, request: Request) -> None:
-        if failure.check(CancelledError) or request._disconnected or request.finished:
+        if failure.check(CancelledError) or request.disconnected or request.finished:
             return
         error = failure.value
         if not isinstance(error, ProxyError):

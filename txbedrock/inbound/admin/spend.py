@@ -258,7 +258,7 @@ class _Logs(_OfLedger):
                 cursor, first = page.cursor, False
                 await pace.ready()
         finally:
-            if not request._disconnected:
+            if not request.disconnected:
                 request.unregisterProducer()
         request.finish()
 
