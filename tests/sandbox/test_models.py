@@ -148,6 +148,13 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual(document["usage"]["outputTokens"], 4)
         self.assertEqual(document["stopReason"], "max_tokens")
 
+    def test_system_message(self) -> None:
+        """What a system says after the user counts, and is not given back."""
+        body = {"messages": [*CHAT["messages"], {"role": "system", "content": "Be brief"}]}
+        document = json.loads(ask("InvokeModel", "anthropic.claude-x", body).pieces[0])
+        self.assertTrue(document["content"][0]["text"].endswith(" One two three"))
+        self.assertEqual(document["usage"]["input_tokens"], 5)
+
     def test_words(self) -> None:
         """The sandbox can be told how many words to say."""
         for words in (1, 5, 200):
@@ -283,8 +290,11 @@ class OtherModelTests(SynchronousTestCase):
 class GeneratedTests(SynchronousTestCase):
     """Operations that no model is behind."""
 
-    def answer(self, service: str, operation: str, headers: dict[bytes, bytes]) -> Answer:
-        call = Call(service, operation, b"/", b"", "", headers, b"{}", "r-1", 1e9)
+    def answer(
+        self, service: str, operation: str, headers: dict[bytes, bytes], body: Any = None
+    ) -> Answer:
+        raw = json.dumps(body or {}).encode()
+        call = Call(service, operation, b"/", b"", "", headers, raw, "r-1", 1e9)
         return answer(call, models)
 
     def test_agent_runtime(self) -> None:
@@ -301,6 +311,29 @@ class GeneratedTests(SynchronousTestCase):
         reply = self.answer("bedrock-agent-runtime", "InvokeAgent", {})
         self.assertEqual(reply.usage, Usage(120, 34))
         self.assertIsNone(self.answer("bedrock-agent-runtime", "Rerank", {}).usage)
+
+    def test_rerank(self) -> None:
+        """Each document gets a score, the first the best; as many as were wanted."""
+        texts = ["one", "two", "three"]
+        sources = [
+            {
+                "type": "INLINE",
+                "inlineDocumentSource": {"type": "TEXT", "textDocument": {"text": text}},
+            }
+            for text in texts
+        ]
+        for wanted, scores in ((None, [0.9, 0.45, 0.3]), (2, [0.9, 0.45])):
+            config = {} if wanted is None else {"numberOfResults": wanted}
+            body = {
+                "sources": sources,
+                "rerankingConfiguration": {"bedrockRerankingConfiguration": config},
+            }
+            reply = self.answer("bedrock-agent-runtime", "Rerank", {}, body)
+            results = json.loads(reply.pieces[0])["results"]
+            self.assertEqual([each["relevanceScore"] for each in results], scores)
+            self.assertEqual([each["index"] for each in results], list(range(len(scores))))
+            found = [each["document"]["textDocument"]["text"] for each in results]
+            self.assertEqual(found, texts[: len(scores)])
 
     def test_bidirectional(self) -> None:
         """The one operation that cannot be answered over HTTP/1.1 says so."""

@@ -236,6 +236,14 @@ class FaultTests(SandboxTestCase):
         self.assertEqual(replies[0].code, "ThrottlingException")
         self.assertEqual(replies[0].headers["retry-after"], "1")
 
+    async def test_reason(self) -> None:
+        """The status line has the phrase that belongs to the status."""
+        wire = await self.connect()
+        wire.transport.write(faulty(PATH, "throttle"))
+        await wire.until(lambda wire: b"\r\n" in wire.data)
+        self.assertEqual(wire.data.partition(b"\r\n")[0], b"HTTP/1.1 429 Too Many Requests")
+        wire.transport.loseConnection()
+
     async def test_error(self) -> None:
         """Any status with any code; on the paths of other vendors in their shape."""
         reply = await self.ask(

@@ -4,6 +4,7 @@ What the sandbox says in place of a model: text, and the usage that goes with it
 There is no model. The answer says so and gives the beginning of the prompt back,
 in the shape of the family that the model id names. A word counts as a token, so
 text and usage always agree: what stands between two single spaces or line ends.
+Converse, Anthropic's and OpenAI's models also call tools (:mod:`txbedrock.sandbox.tools`).
 
 Note [Cache points]
 -------------------
@@ -25,6 +26,7 @@ from urllib.parse import parse_qs
 from txbedrock.core.eventstream import encode
 from txbedrock.errors import InvalidRequest, UnknownOperation
 from txbedrock.sandbox.shapes import SENTENCE, Header, Models
+from txbedrock.sandbox.tools import Tool, tool_of
 
 __all__ = ["Answer", "Call", "Usage", "answer"]
 
@@ -110,7 +112,7 @@ class _Prompt:
     total: int = 0
     marks: list[tuple[int, str]] = field(default_factory=list)
     last: str = ""
-    """The text of the last message, of which the beginning is given back."""
+    """The text of the user's last message, of which the beginning is given back."""
 
     def text(self, text: Any) -> None:
         if isinstance(text, str):
@@ -191,8 +193,12 @@ def _anthropic_prompt(body: dict[str, Any]) -> _Prompt:
         prompt.data({name: value for name, value in tool.items() if name != "cache_control"})
         _anthropic_mark(prompt, tool)
     _anthropic_content(prompt, body.get("system"))
+    said = ""
     for message in _list(body.get("messages")):
         _anthropic_content(prompt, message.get("content"))
+        if message.get("role") != "system":
+            said = prompt.last
+    prompt.last = said
     if not body.get("messages"):
         prompt.text(body.get("prompt"))
     return prompt
@@ -265,12 +271,20 @@ class _Reply:
     cut: bool
     """The caller's limit ended it."""
 
+    tool: Tool | None = None
+    """Is called instead; then the words are its input."""
+
     @property
     def text(self) -> str:
         return "".join(self.words)
 
 
-def _reply(call: Call, prompt: _Prompt, limit: Any) -> _Reply:
+def _reply(call: Call, prompt: _Prompt, limit: Any, tool: Tool | None = None) -> _Reply:
+    """
+    :param limit: on the words of a text, as the caller said it.
+    """
+    if tool is not None:
+        return _Reply(tool.words, False, tool)
     most = limit if isinstance(limit, int) and limit > 0 else _DEFAULT_LIMIT
     wanted = call.words or most
     words = _INTRODUCTION.split()
@@ -283,6 +297,11 @@ def _reply(call: Call, prompt: _Prompt, limit: Any) -> _Reply:
     cut = len(words) > most
     del words[most:]
     return _Reply([words[0], *[" " + word for word in words[1:]]], cut)
+
+
+def _call_id(prefix: str, call: Call) -> str:
+    """The id of the one call of a tool in an answer."""
+    return prefix + call.request_id.replace("-", "")[:24]
 
 
 def _dump(value: Any) -> bytes:
@@ -312,6 +331,11 @@ def _event(event_type: str, value: dict[str, Any]) -> bytes:
 @lru_cache(maxsize=8192)
 def _converse_delta(text: str) -> bytes:
     return _event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}})
+
+
+def _converse_tool_delta(text: str) -> bytes:
+    delta = {"toolUse": {"input": text}}
+    return _event("contentBlockDelta", {"contentBlockIndex": 0, "delta": delta})
 
 
 def _converse_filler(size: int) -> bytes:
@@ -360,21 +384,32 @@ def _converse_extras(call: Call, body: dict[str, Any]) -> dict[str, Any]:
 
 def _converse(call: Call, body: dict[str, Any]) -> Answer:
     prompt = _converse_prompt(body)
-    reply = _reply(call, prompt, _dict(body.get("inferenceConfig")).get("maxTokens"))
+    limit = _dict(body.get("inferenceConfig")).get("maxTokens")
+    reply = _reply(call, prompt, limit, tool_of(body))
     usage = prompt.usage(len(reply.words))
     stop = "max_tokens" if reply.cut else "end_turn"
+    block: dict[str, Any] = {"text": reply.text}
+    if reply.tool is not None:
+        stop = "tool_use"
+        used = {"toolUseId": _call_id("tooluse_", call), "name": reply.tool.name}
+        block = {"toolUse": {**used, "input": reply.tool.input}}
     metrics = {"latencyMs": _latency_ms(usage)}
     extras = _converse_extras(call, body)
     if call.operation == "ConverseStream":
         pieces = [_MESSAGE_START]
-        pieces += map(_converse_delta, reply.words)
+        if reply.tool is None:
+            pieces += map(_converse_delta, reply.words)
+        else:
+            begun = {"contentBlockIndex": 0, "start": {"toolUse": used}}
+            pieces.append(_event("contentBlockStart", begun))
+            pieces += map(_converse_tool_delta, reply.words)
         pieces.append(_BLOCK_STOP)
         pieces.append(_event("messageStop", {"stopReason": stop}))
         told = {"usage": _converse_usage(usage), "metrics": metrics, **extras}
         pieces.append(_event("metadata", told))
         headers = ((b"Content-Type", _EVENT_STREAM),)
         return Answer(200, headers, pieces, True, True, usage, call.model, _converse_filler)
-    message = {"role": "assistant", "content": [{"text": reply.text}]}
+    message = {"role": "assistant", "content": [block]}
     document = {
         "metrics": metrics,
         "output": {"message": message},
@@ -405,7 +440,7 @@ def _anthropic(call: Call, body: dict[str, Any]) -> _Invoked:
     prompt = _anthropic_prompt(body)
     events: list[dict[str, Any]]
     limit = body.get("max_tokens", body.get("max_tokens_to_sample"))
-    reply = _reply(call, prompt, limit)
+    reply = _reply(call, prompt, limit, tool_of(body))
     usage = prompt.usage(len(reply.words))
     if "messages" not in body and "prompt" in body:
         stop = "max_tokens" if reply.cut else "stop_sequence"
@@ -417,6 +452,13 @@ def _anthropic(call: Call, body: dict[str, Any]) -> _Invoked:
         events.append({**end, "completion": ""})
         return _Invoked(usage, _dump({**end, "completion": reply.text}), events)
     stop = "max_tokens" if reply.cut else "end_turn"
+    block: dict[str, Any] = {"type": "text", "text": ""}
+    filled: dict[str, Any] = {"text": reply.text}
+    if reply.tool is not None:
+        stop = "tool_use"
+        used = {"id": _call_id("toolu_bdrk_", call), "name": reply.tool.name}
+        block = {"type": "tool_use", **used, "input": {}}
+        filled = {"input": reply.tool.input}
     message: dict[str, Any] = {
         "model": call.model or body.get("model", ""),
         "id": "msg_bdrk_" + call.request_id.replace("-", "")[:24],
@@ -429,19 +471,15 @@ def _anthropic(call: Call, body: dict[str, Any]) -> _Invoked:
     told = _anthropic_usage(usage)
     whole = {
         **message,
-        "content": [{"type": "text", "text": reply.text}],
+        "content": [{**block, **filled}],
         "stop_reason": stop,
         "usage": told,
     }
     events = [
         {"type": "message_start", "message": {**message, "usage": {**told, "output_tokens": 1}}},
-        {
-            "type": "content_block_start",
-            "index": 0,
-            "content_block": {"type": "text", "text": ""},
-        },
+        {"type": "content_block_start", "index": 0, "content_block": block},
     ]
-    events += [_anthropic_delta(word) for word in reply.words]
+    events += [_anthropic_delta(word, reply.tool is not None) for word in reply.words]
     events.append({"type": "content_block_stop", "index": 0})
     events.append(
         {
@@ -454,12 +492,11 @@ def _anthropic(call: Call, body: dict[str, Any]) -> _Invoked:
     return _Invoked(usage, _dump(whole), events)
 
 
-def _anthropic_delta(text: str) -> dict[str, Any]:
-    return {
-        "type": "content_block_delta",
-        "index": 0,
-        "delta": {"type": "text_delta", "text": text},
-    }
+def _anthropic_delta(text: str, is_input: bool = False) -> dict[str, Any]:
+    delta = {"type": "text_delta", "text": text}
+    if is_input:
+        delta = {"type": "input_json_delta", "partial_json": text}
+    return {"type": "content_block_delta", "index": 0, "delta": delta}
 
 
 def _anthropic_filler(size: int) -> bytes:
@@ -592,16 +629,19 @@ def _cohere_embedding(call: Call, body: dict[str, Any]) -> _Invoked:
     return _Invoked(usage, _with_vectors(document, body.get("output_dimension"), default))
 
 
+def _scores(count: int) -> list[float]:
+    """Of so many documents, the best first."""
+    return [round(0.9 / (index + 1), 4) for index in range(count)]
+
+
 def _cohere_rerank(call: Call, body: dict[str, Any]) -> _Invoked:
     documents = body.get("documents")
     documents = documents if isinstance(documents, list) else []
     prompt = _plain_prompt(body.get("query"), documents)
     top = body.get("top_n")
     top = top if isinstance(top, int) else len(documents)
-    results = [
-        {"index": index, "relevance_score": round(0.9 / (index + 1), 4)}
-        for index in range(min(top, len(documents)))
-    ]
+    scores = _scores(min(top, len(documents)))
+    results = [{"index": index, "relevance_score": score} for index, score in enumerate(scores)]
     return _Invoked(prompt.usage(0), _dump({"results": results}))
 
 
@@ -679,7 +719,7 @@ def _mistral(call: Call, body: dict[str, Any]) -> _Invoked:
 def _openai(call: Call, body: dict[str, Any]) -> _Invoked:
     prompt = _openai_prompt(body)
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    reply = _reply(call, prompt, limit)
+    reply = _reply(call, prompt, limit, tool_of(body))
     usage = prompt.usage(len(reply.words))
     finish = "length" if reply.cut else "stop"
     head = {
@@ -692,7 +732,12 @@ def _openai(call: Call, body: dict[str, Any]) -> _Invoked:
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
     }
-    message = {"role": "assistant", "content": reply.text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+    if reply.tool is not None:
+        finish = "tool_calls"
+        called: dict[str, Any] = {"id": _call_id("call_", call), "type": "function"}
+        function = {"name": reply.tool.name, "arguments": reply.text}
+        message |= {"content": None, "tool_calls": [{**called, "function": function}]}
     whole = {
         **head,
         "object": "chat.completion",
@@ -705,7 +750,15 @@ def _openai(call: Call, body: dict[str, Any]) -> _Invoked:
         return {**head, "object": "chat.completion.chunk", "choices": choices}
 
     events = [event({"role": "assistant", "content": ""})]
-    events += [event({"content": word}) for word in reply.words]
+    if reply.tool is None:
+        events += [event({"content": word}) for word in reply.words]
+    else:
+        begun = {"index": 0, **called, "function": {**function, "arguments": ""}}
+        events.append(event({"tool_calls": [begun]}))
+        events += [
+            event({"tool_calls": [{"index": 0, "function": {"arguments": word}}]})
+            for word in reply.words
+        ]
     events.append(event({}, finish))
     if call.path.startswith(b"/model/") or _dict(body.get("stream_options")).get("include_usage"):
         end: dict[str, Any] = {"choices": [], "usage": told}
@@ -950,7 +1003,23 @@ def answer(call: Call, models: Models) -> Answer:
             return _other_api(call)
         if call.operation == "InvokeModelWithBidirectionalStream":
             raise InvalidRequest(f"{call.operation} needs HTTP/2, which the sandbox has not.")
+    elif (call.service, call.operation) == ("bedrock-agent-runtime", "Rerank"):
+        return _rerank(_object(call.body))
     return _from_template(call, models)
+
+
+def _rerank(body: dict[str, Any]) -> Answer:
+    """The documents in the order they came in: without a model none is better."""
+    sources = list(_list(body.get("sources")))
+    config = _dict(_dict(body.get("rerankingConfiguration")).get("bedrockRerankingConfiguration"))
+    top = config.get("numberOfResults")
+    results = [
+        {"index": index, "relevanceScore": score, "document": source.get("inlineDocumentSource")}
+        for index, (source, score) in enumerate(zip(sources, _scores(len(sources)), strict=True))
+    ]
+    return Answer(
+        200, _JSON, [_dump({"results": results[: top if isinstance(top, int) else None]})]
+    )
 
 
 def _from_template(call: Call, models: Models) -> Answer:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from functools import lru_cache
 from hashlib import sha256
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -36,6 +37,7 @@ __all__ = ["SandboxChannel", "SandboxRequest", "SandboxResource", "SandboxSite"]
 
 _BLOCK_BYTES = 64 * 1024
 _TURN_BYTES = 4 * _BLOCK_BYTES  # at most, before the reactor gets its turn
+_PHRASES = {each.value: each.phrase.encode() for each in HTTPStatus}
 _FLUSH_S = 0.01  # for what was written to leave before a reset, which would discard it
 
 WHAT_IT_IS = (
@@ -323,7 +325,7 @@ def _head(
     length: int | None,
     chunked: bool = False,
 ) -> bytes:
-    lines = [b"HTTP/1.1 %d %b" % (status, http.RESPONSES.get(status, b"Status"))]
+    lines = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b"Status"))]
     lines += [b"%b: %b" % pair for pair in headers]
     if length is not None:
         lines.append(b"Content-Length: %d" % length)
