@@ -4,52 +4,31 @@ What each stage of admission costs on the reactor thread, in microseconds.
     python benchmarks/admission.py
 
 Medians of eleven rounds, of a small Converse with a key that has rpm, tpm, parallel
-requests and a budget, in a team that has a budget. The last line is all of it together:
-who is behind the key (known already), what it may do, room for it, and what was not used
-given back; the limit for it is 25 us.
+requests and a budget, in a team that has a budget. For all of it together, with a database,
+and for its budget see ``python -m benchmarks stages auth admit``.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
-import time
 import timeit
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock, react
+from twisted.internet.task import Clock
 
 from txbedrock import data
-from txbedrock.accounting import Accounts
-from txbedrock.admission import Admission
 from txbedrock.config import load_prices
-from txbedrock.core.auth import hash_key
 from txbedrock.core.demand import Demand, ModelSizes, TokenRatios
-from txbedrock.core.deployments import Deployment
 from txbedrock.core.grants import (
     NO_LIMITS,
-    Key,
     Level,
     Limits,
     ModelLimits,
-    Permissions,
-    Team,
-    Token,
 )
-from txbedrock.core.models import Models
 from txbedrock.core.money import PICO
-from txbedrock.core.operations import Operations
-from txbedrock.core.permissions import Access
 from txbedrock.core.usage import Source, Usage
-from txbedrock.inbound.body import Body
-from txbedrock.interfaces import ExchangeRecord, InboundRequest
 from txbedrock.limits import Limiter, Reservation
-from txbedrock.storage.database import Database
-from txbedrock.storage.directory import Directory
-from txbedrock.storage.keys import KeyStore
 
 BODY = (
     b'{"messages": [{"role": "user", "content": [{"text": "Hello"}]}], '
@@ -83,82 +62,6 @@ LEVELS = {
 
 def microseconds(work: Callable[[], object], count: int = 20_000) -> float:
     return statistics.median(timeit.repeat(work, number=count, repeat=11)) / count * 1e6
-
-
-async def whole(reactor: Any, folder: str) -> float:
-    """Microseconds of all stages, with the gateway's own parts on a real database."""
-    database = Database(f"sqlite:///{folder}/keys.db", reactor)
-    directory = Directory(database, wall_clock=time.time)
-    await directory.add(Team(id="t", limits=TEAM), "benchmark")
-    token = Token(hash=hash_key(SECRET).hex())
-    permissions = Permissions(models=("nova", "claude-*"), allowed_ips=("127.0.0.0/8",))
-    await directory.add(
-        Key(id=token.hash, tokens=(token,), team_id="t", limits=KEY, permissions=permissions),
-        "benchmark",
-    )
-    # Known for as long as the benchmark takes.
-    keys = KeyStore(
-        None,
-        directory,
-        database,
-        salt=b"",
-        access=partial(Access, access_groups={}),
-        reactor=reactor,
-        wall_clock=time.time,
-        cache_age_s=3600.0,
-    )
-    deployment = Deployment("d", "nova", MODEL, "us-west-2")
-    models = Models([deployment], {}, None)
-    accounts = Accounts(load_prices(None), [])
-    sizes = ModelSizes.parse(data.load("model_limits"))
-    admission = Admission(keys, Limiter(None, reactor), accounts, sizes)
-    body = Body()
-    body.write(BODY)
-    await body.complete()
-    path = b"/model/nova/converse"
-    request = InboundRequest(
-        id="0",
-        method=b"POST",
-        raw_path=path,
-        raw_query=None,
-        headers=[
-            (b"Host", b"localhost:4000"),
-            (b"Authorization", b"Bearer " + SECRET),
-            (b"Content-Type", b"application/json"),
-            (b"User-Agent", b"Boto3/1.44.5 md/Botocore#1.44.5"),
-            (b"amz-sdk-invocation-id", b"0f5f9c46-8a3a-4d83-a1d5-8b1c1c6a3d4e"),
-        ],
-        body=body,
-        peer="127.0.0.1",
-        received=time.time(),
-        received_path=b"/bedrock" + path,
-    )
-    match = Operations(data.load("operations")).match(b"POST", path)
-    resolution = models.resolve("nova")
-
-    async def admit() -> ExchangeRecord:
-        record = ExchangeRecord(request, match=match, model_name="nova")
-        principal = record.principal = await keys.principal(request)
-        admission.permit(principal, request, match)
-        admission.permit_model(principal, "nova", resolution)
-        await admission.reserve(record, resolution.choices)
-        return record
-
-    await admit()
-
-    def once() -> None:
-        try:
-            admit().send(None)
-        except StopIteration as stop:
-            stop.value.reservation.settle(COST, USAGE)
-        else:
-            raise AssertionError("it waits")
-
-    for _ in range(100):
-        once()
-    found = microseconds(once, 10_000)
-    await database.close()
-    return found
 
 
 def main() -> None:
@@ -237,12 +140,5 @@ def main() -> None:
     print(f"{'waited, let in, settled':45} {microseconds(waiting, 20) / 101:6.2f} us")
 
 
-async def all_stages(reactor: Any) -> None:
-    main()
-    with tempfile.TemporaryDirectory() as folder:
-        found = await whole(reactor, folder)
-    print(f"{'all of it: key, permissions, limits, budgets':45} {found:6.2f} us")
-
-
 if __name__ == "__main__":
-    react(lambda reactor: Deferred.fromCoroutine(all_stages(reactor)))
+    main()
