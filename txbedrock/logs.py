@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import IO, Any
@@ -216,18 +217,38 @@ class LazyFileObserver:
             for namespace in _NOISE:
                 levels.setLogLevelForNamespace(namespace, max(level, LogLevel.warn))
             self._predicates.append(_no_ports)
+        self._level = level
         self._takes_info = level <= LogLevel.info
+        self._as_json = as_json
+        self._redact = redact
+        self._out_file: IO[Any] | None = None
         self._file: FileLogObserver | None = None
         self._filtered: ILogObserver | None = None
 
     def __call__(self, event: LogEvent) -> None:
         if self._file is None or self._filtered is None:
-            self._file = FileLogObserver(self._open(), self._format)
+            if self._out_file is None:
+                self._out_file = self._open()
+            self._file = FileLogObserver(self._out_file, self._format)
             self._filtered = FilteringLogObserver(self._file, self._predicates)
         if self._takes_info and event.get("log_format") == _PLAIN:
             self._file(event)  # No filter stops an exchange.
         else:
             self._filtered(event)
+
+    @property
+    def lines(self) -> Callable[[str, str, str], None] | None:
+        """Writes a line, given its level's name and source; None: it takes events only."""
+        return None if self._as_json else self._line
+
+    def _line(self, level: str, source: str, text: str) -> None:
+        if LogLevel.lookupByName(level) < self._level:
+            return
+        if self._out_file is None:
+            self._out_file = self._open()
+        text = self._redact(text)
+        self._out_file.write(f"{_time(int(time.time()))} {level} {source}: {_visible(text)}\n")
+        self._out_file.flush()
 
     def _open(self) -> IO[Any]:
         if isinstance(self._out, str):
@@ -235,6 +256,7 @@ class LazyFileObserver:
         return self._out
 
 
+_ACCESS = "txbedrock.access"
 _PLAIN = "{line}"
 """The format of events whose text is ready, in their field ``line``."""
 
@@ -250,11 +272,18 @@ class AccessLog:
     One line an exchange.
 
     :param observer: where it is written; all of Twisted's logging by default.
+    :param lines: where its lines are written instead, with their level's name: they are
+        then no events, which costs as much as all that is measured of an exchange.
     """
 
-    def __init__(self, observer: ILogObserver | None = None) -> None:
+    def __init__(
+        self,
+        observer: ILogObserver | None = None,
+        lines: Callable[[str, str, str], None] | None = None,
+    ) -> None:
+        self._lines = lines
         # No class attribute: it would be named after its class.
-        self._log = Logger("txbedrock.access", observer=observer)
+        self._log = Logger(_ACCESS, observer=observer)
 
     def record(self, record: ExchangeRecord) -> None:
         """
@@ -277,14 +306,21 @@ class AccessLog:
         aws_request_id = _one_line(entry.aws_request_id)
         first_byte = "-" if first_byte_ms is None else f"{first_byte_ms}ms"
         used = _used(entry)
-        self._log.emit(
-            LogLevel.warn if warn else LogLevel.info,
-            _PLAIN,
-            line=f"{entry.request_id} {entry.client} {key} {service}:{operation} {model} -> "
+        line = (
+            f"{entry.request_id} {entry.client} {key} {service}:{operation} {model} -> "
             f"{deployment}/{region} {entry.status} {entry.outcome} {error} {used} "
             f"attempts={entry.attempts} up={entry.bytes_up} down={entry.bytes_down} "
             f"first_byte={first_byte} total={duration_ms}ms aws={aws_request_id}"
-            + (f" ({detail})" if detail else ""),
+        )
+        if detail:
+            line = f"{line} ({detail})"
+        if self._lines is not None:
+            self._lines("warn" if warn else "info", _ACCESS, line)
+            return
+        self._log.emit(
+            LogLevel.warn if warn else LogLevel.info,
+            _PLAIN,
+            line=line,
             id=entry.request_id,
             client=entry.client,
             key=key,

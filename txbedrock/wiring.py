@@ -47,7 +47,7 @@ from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
 from txbedrock.limits import Limiter
 from txbedrock.listeners import Listeners
-from txbedrock.logs import AccessLog
+from txbedrock.logs import AccessLog, LazyFileObserver
 from txbedrock.metrics import CONTENT_TYPE, Metrics, connection_metrics, routing_metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
@@ -146,7 +146,7 @@ def build(
     )
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
     accounts = Accounts(
-        load_prices(settings.price_file), [*kept_in, metrics, *(logs or [AccessLog()])]
+        load_prices(settings.price_file), [*kept_in, metrics, *(logs or [_access_log(observer)])]
     )
     limiter = Limiter(
         None if kept is None else kept.ledger,
@@ -317,6 +317,11 @@ def _cors(settings: CorsSettings) -> Cors | None:
         max_age_s=settings.max_age_s,
         credentials=settings.allow_credentials,
     )
+
+
+def _access_log(observer: object) -> AccessLog:
+    """That of a program of its own goes straight to its file."""
+    return AccessLog(lines=observer.lines if isinstance(observer, LazyFileObserver) else None)
 
 
 def _member(deployment: Deployment, prices: PriceTable) -> MemberSpec:

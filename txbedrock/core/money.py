@@ -5,6 +5,7 @@ Money: integers of pico-USD (10^-12 US dollars), from the price to the sum.
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 
 __all__ = ["PICO", "as_decimal", "picousd_as_usd"]
 
@@ -12,6 +13,7 @@ PICO = 10**12
 """Pico-USD of a US dollar."""
 
 
+@lru_cache(maxsize=1024)
 def picousd_as_usd(picousd: int) -> str:
     """
     Money for people, headers and JSON: exact, in US dollars, no exponent.

@@ -165,7 +165,9 @@ class Request:
             if self.uri == b"*":
                 self._about_server()
                 return
-            self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+            self.postpath = self.path[1:].split(b"/")
+            if b"%" in self.path:
+                self.postpath = [unquote_to_bytes(part) for part in self.postpath]
             self._render(self.site.getResourceFor(self))
         except Exception:
             self.failed(Failure())
