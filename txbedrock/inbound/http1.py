@@ -1,21 +1,23 @@
 """
 HTTP/1.1 of a client's connection: what it may send, and how long it may take.
 
-Parsing is llhttp's (``httptools``); framing of answers, limits and order are here.
+Heads are parsed by llhttp (``httptools``); bodies, framing of answers, limits and order
+are here.
 """
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IAddress, IDelayedCall, ISSLTransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import render
@@ -30,16 +32,20 @@ __all__ = ["Channel"]
 
 # Note [One request at a time]
 # ----------------------------
-# llhttp parses all that it is given, so a client that sends the next request before it
-# has the answer to the last one makes several of one piece of data. They wait in line, and
-# the connection is not read meanwhile: what waits is at most one piece. A client that
-# does not do so is read on while it waits for its answer, or nobody would see it leave.
+# What a client sends behind a request waits, as the bytes that it is, until the answer is
+# written and the client has taken it: a request is read when it is its turn. So answers go
+# out in the order of the requests, what cannot be parsed is refused when all before it are
+# answered, and a connection holds one request and at most one piece of data, however many
+# requests that is. The connection is not read meanwhile. A client that does not send ahead
+# is read on while it waits for its answer, or nobody would see it leave.
 #
-# Answers go out in the order of the requests. What cannot be parsed is refused when all
-# before it are answered.
+# Each of the waiting gets a turn of the reactor's own.
 #
 # Note [What llhttp takes, and we do not]
 # ---------------------------------------
+# - A request line with more than its two spaces, or of RTSP or ICE. llhttp does not tell
+#   of them, so the line is compared with what it should have been.
+# - More before a request than one empty line.
 # - Versions other than 1.0 and 1.1, among them the 0.9 without a version.
 # - A transfer coding other than ``chunked``, or any in HTTP/1.0, where it was not known:
 #   one of two servers in a row would not see the body, and take it for a request.
@@ -47,19 +53,222 @@ __all__ = ["Channel"]
 # - A second Host, or none in HTTP/1.1 (RFC 9112, 3.2).
 #
 # What asks for an upgrade (curl --http2, Java's client ask for h2c with each request) is
-# answered as HTTP/1.1. llhttp stops before its body, takes none of it for a body: that is
-# for another parser, which is told the framing and nothing else.
+# answered as HTTP/1.1.
+#
+# Note [Why llhttp reads heads only]
+# ----------------------------------
+# It says nowhere how far it has come. After a body that it has read nobody knows where the
+# next request begins, and it reads that one, too. A body whose length is told need not be
+# parsed, and the chunked coding is short. llhttp gets a head as it comes, for what is no
+# HTTP (TLS, say) is to be refused at once, but never what follows the empty line.
 
 _LAST_WRITES_S = 0.05
 _MAX_LINE = 16 * 1024
 _MAX_HEADER = 64 * 1024
 _MAX_FIELDS = 500
+_MAX_CHUNK_LINE = 1000
 _MAX_FRAMING = 16 * 1024
-"""Of chunk extensions and trailers, between two pieces of a body."""
+"""Of chunk extensions and trailers, all that a body has."""
 
+_FEW = 16
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 
 
+class _Head:
+    """The head of a request, as llhttp finds it."""
+
+    __slots__ = (
+        "blank",
+        "closes",
+        "coded",
+        "complete",
+        "expects",
+        "fields",
+        "hosts",
+        "length",
+        "raw",
+        "url",
+    )
+
+    def __init__(self) -> None:
+        self.raw = b""
+        """What is here of it."""
+
+        self.blank = b""
+        """The empty line before it."""
+
+        self.complete = False
+        self.url = b""
+        self.fields: HeaderList = []
+        self.length: int | None = None
+        self.coded = False
+        self.expects = False
+        self.closes = False
+        self.hosts = 0
+
+    def after_blank(self, data: bytes) -> bytes | None:
+        """
+        One empty line may come before a request (RFC 9112, 2.2).
+
+        :returns: what follows it; None: what comes is neither that nor a request.
+        """
+        missing = 2 - len(self.blank)
+        self.blank += data[:missing]
+        rest = data[missing:]
+        good = b"\r\n".startswith(self.blank) and rest[:1] not in (b"\r", b"\n")
+        return rest if good else None
+
+    # What the parser calls.
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        value = value.rstrip(b" \t")
+        self.fields.append((name, value))
+        if len(self.fields) > _MAX_FIELDS:
+            raise _too_large()
+        if len(name) in _SIZES:
+            self._note(name.lower(), value)
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """What has to do with the connection."""
+        if name == b"content-length":
+            self.length = int(value)
+        elif name == b"host":
+            self.hosts += 1
+        elif name == b"connection":
+            # Some put blanks where commas belong.
+            if b"close" in value.lower().replace(b",", b" ").split():
+                self.closes = True
+        elif name == b"transfer-encoding":
+            if self.coded or value.lower() != b"chunked":
+                raise BadHttp("The transfer coding of the request is not known: use chunked.")
+            self.coded = True
+        elif name == b"expect":
+            self.expects = value.lower() == b"100-continue"
+
+    def checked(self, parser: HttpRequestParser) -> tuple[bytes, bytes]:
+        """
+        Now that it is complete: is it one that we take?
+
+        :returns: method and version.
+        :raises BadHttp: it is not; see Note [What llhttp takes, and we do not].
+        """
+        if not self.complete:
+            raise _not_http()
+        method = parser.get_method()
+        version = _VERSIONS.get(parser.get_http_version())
+        if version is None or method == b"CONNECT":
+            raise BadHttp("The gateway takes HTTP/1.0, HTTP/1.1 and HTTP/2, and no CONNECT.")
+        if not self.raw.startswith(b"%b %b %b\r\n" % (method, self.url, version)):
+            raise BadHttp(
+                "The request line is not valid HTTP/1.1: it is a method, a path and "
+                "the version, with one space between them."
+            )
+        if self.hosts > 1 or (not self.hosts and version == b"HTTP/1.1"):
+            raise BadHttp("The request is not valid HTTP/1.1: it must have one Host header.")
+        if self.coded and version == b"HTTP/1.0":
+            raise BadHttp("HTTP/1.0 has no transfer coding.")
+        return method, version
+
+
+class _Chunked:
+    """A body in the chunked coding. Extensions and trailers are thrown away."""
+
+    __slots__ = ("_allowed", "_begun", "_ending", "_left", "_trailing", "rest")
+
+    def __init__(self) -> None:
+        self._begun = b""  # of a line
+        self._left = 0  # of a chunk
+        self._ending = False
+        """Between a chunk and its line break."""
+
+        self._trailing = False
+        self._allowed = _MAX_FRAMING
+        self.rest: bytes | None = None
+        """What follows the body, once it is whole."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """
+        :returns: the content in the next piece of it.
+        :raises BadHttp: it is not in the chunked coding, or has more framing than we take.
+        """
+        if self._begun:
+            data = self._begun + data
+        content: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end:
+            if not (self._left or self._ending or self._trailing):
+                # Chunks that are here whole, without extensions: nearly all.
+                while found := _CHUNK_SIZE.match(data, at):
+                    size = int(found[1], 16)
+                    begins = found.end()
+                    ends = begins + size
+                    if not size or not data.startswith(b"\r\n", ends):
+                        break
+                    content.append(data[begins:ends])
+                    at = ends + 2
+                if at == end:
+                    break
+            if self._left:
+                piece = data[at : at + self._left]
+                content.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._ending = not self._left
+            elif self._ending:
+                if not data.startswith(b"\r\n", at):
+                    if data[at:] == b"\r":
+                        break
+                    raise _not_chunked()
+                at += 2
+                self._ending = False
+            else:
+                longest = self._allowed if self._trailing else _MAX_CHUNK_LINE
+                line_end = data.find(b"\r\n", at, at + longest + 2)
+                if line_end < 0:
+                    if end - at > longest + 1:
+                        raise _too_much_framing()
+                    break
+                line = data[at:line_end]
+                at = line_end + 2
+                if not self._trailing:
+                    self._size(line)
+                elif line:
+                    self._trailer(line)
+                else:
+                    self.rest = data[at:]
+                    break
+        self._begun = data[at:] if self.rest is None else b""
+        # Small pieces would cost more, each of them, than what is in them.
+        return content if len(content) <= _FEW else [b"".join(content)]
+
+    def _size(self, line: bytes) -> None:
+        found = _CHUNK_LINE.fullmatch(line)
+        if found is None:
+            raise _not_chunked()
+        size, extensions = found.groups(b"")
+        self._left = int(size, 16)
+        self._trailing = not self._left
+        self._count(extensions)
+
+    def _trailer(self, line: bytes) -> None:
+        if _FIELD.fullmatch(line) is None:
+            raise _not_chunked()
+        self._count(line)
+
+    def _count(self, framing: bytes) -> None:
+        self._allowed -= len(framing)
+        if self._allowed < 0:
+            raise _too_much_framing()
+
+
+@implementer(IPushProducer)
 class Channel(Protocol):
     """
     An HTTP/1.1 connection of a client.
@@ -79,11 +288,19 @@ class Channel(Protocol):
         self.peer_host = "-"
         self.secure = False
         self._clock = site.clock
-        self._parser = HttpRequestParser(self)
         self._phase = "idle"
-        self._waiting: deque[Request] = deque()
         self._unread: list[bytes] = []
+        """What came ahead of its turn."""
+
         self._reading = True
+        self._disk_busy = False
+        self._full = False
+        """Whether the client takes its answers slower than they are written."""
+
+        self._deaf = False
+        """Whether nothing more is taken of the client."""
+
+        self._closing = False
         self._last: Request | None = None
         """After its answer the connection closes."""
 
@@ -93,27 +310,15 @@ class Channel(Protocol):
         self._cut: IDelayedCall | None = None
         self._tcp: Any = None
         # The request that is being read.
-        self._arriving: Request | None = None
+        self._head: _Head | None = None
+        self._parser: HttpRequestParser | None = None
         self._url = b""
-        self._fields: HeaderList = []
-        self._size = 0
-        self._head_size = 0
-        self._framing = 0
-        self._length: int | None = None
-        self._coded = False
-        self._expects = False
-        self._hosts = 0
-        self._upgrades = False
-        self._replay = False
-        self._continues = False
+        self._arriving: Request | None = None
+        self._left = 0
+        self._chunks: _Chunked | None = None
         # The one that is being answered.
         self._request: Request | None = None
         self._chunked = False
-        self._advancing = False
-        self._deaf = False
-        """Whether nothing more is taken of the client."""
-
-        self._refusal: ProxyError | None = None
 
     def connectionMade(self) -> None:
         tcp: Any = self.transport
@@ -121,6 +326,7 @@ class Channel(Protocol):
         set_no_delay = getattr(tcp, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
+        tcp.registerProducer(self, True)
         self.secure = ISSLTransport.providedBy(tcp)
         self.peer_host = getattr(tcp.getPeer(), "host", None) or "-"
         self.site.connected(self)
@@ -137,10 +343,9 @@ class Channel(Protocol):
     def _drop(self, reason: Failure) -> None:
         """Take nothing more, and forget what is not answered."""
         self._deaf = True
-        requests = [self._request, *self._waiting, self._arriving]
-        self._waiting.clear()
+        requests = (self._request, self._arriving)
         self._unread.clear()
-        self._request = self._arriving = self._refusal = None
+        self._request = self._arriving = self._head = self._parser = self._chunks = None
         for request in requests:
             if request is not None:
                 request.connectionLost(reason)
@@ -161,12 +366,24 @@ class Channel(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Between two requests, with nothing of the next one received."""
-        return self._phase == "idle"
+        """Between two requests, the last answer sent, and nothing of the next one received."""
+        return self._phase == "idle" and not self._full
 
     def loseConnection(self) -> None:
-        """Close it when what was written is sent."""
+        """
+        Close it when what was written is sent; a client that does not take it within the
+        time of an idle connection is cut off.
+        """
+        if not self._closing:
+            self._take_no_more()
         self._tcp.loseConnection()
+        self._limit(self.limits.keep_alive_timeout_s)
+
+    def _take_no_more(self) -> None:
+        self._deaf = True
+        self._read()  # A paused TLS connection would not see its other end agree.
+        self._closing = True
+        self._tcp.unregisterProducer()
 
     def abort(self) -> None:
         """Cut the connection now, so that nothing sent so far looks whole."""
@@ -201,231 +418,202 @@ class Channel(Protocol):
         left = self._deadline - self._clock.seconds()
         if left > 0:
             self._timer = self._clock.callLater(left, self._look)
-        elif self._phase == "body" or (self._phase == "header" and self._has_begun):
-            what = "header" if self._phase == "header" else "body"
+        elif self._closing:
+            self.abort()
+        elif self._phase == "body" or (self._head is not None and self._head.raw):
+            what = "body" if self._phase == "body" else "header"
             self.refuse(BodyTimeout(f"The {what} of the request did not arrive in time."))
         else:
             self.loseConnection()
-
-    @property
-    def _has_begun(self) -> bool:
-        return bool(self._size)
 
     # A request comes in.
 
     def dataReceived(self, data: bytes) -> None:
         if self._deaf:
             return
-        phase = self._phase
-        if phase == "answer":
+        if self._unread or self._phase == "answer":
             # See Note [One request at a time].
             self._unread.append(data)
-            self._read(False)
-            return
-        if phase == "idle":
+            self._read()
+        elif self._phase == "body":
+            self._take_body(data)
+        else:
+            self._take_head(data)
+
+    def _take_head(self, data: bytes) -> None:
+        head, parser = self._head, self._parser
+        first = head is None
+        if head is None or parser is None:
+            head = self._head = _Head()
+            parser = self._parser = HttpRequestParser(head)
             self._phase = "header"
-        elif phase == "body":
-            self._limit(self.limits.upload_idle_timeout_s)
-        self._feed(data)
-        self._advance()
-        if self._phase == "header" and phase == "idle" and not self._deaf:
+        if not head.raw and (head.blank or data[0] in b"\r\n"):
+            rest = head.after_blank(data)
+            if rest is None:
+                self.refuse(_not_http())
+                return
+            data = rest
+        begun = len(head.raw)
+        raw = head.raw = head.raw + data if begun else data
+        end = raw.find(b"\r\n\r\n", max(0, begun - 3))
+        size = len(raw) if end < 0 else end + 4
+        try:
+            parser.feed_data(data[: size - begun])
+        except HttpParserUpgrade:
+            pass  # It is not made.
+        except HttpParserError as error:
+            why = error.__context__
+            self.refuse(why if isinstance(why, ProxyError) else _not_http())
+            return
+        if size > _MAX_HEADER:
+            self.refuse(_too_large())
+        elif end >= 0:
+            head.raw = raw[:size]
+            if size > _MAX_LINE and max(map(len, head.raw.split(b"\r\n"))) > _MAX_LINE:
+                self.refuse(_too_large())
+                return
+            self._begin(head, parser, raw[size:])
+        elif first:
             # It did not come in one piece.
             self._limit(self.limits.header_timeout_s)
 
-    def _feed(self, data: bytes) -> None:
-        self._size += len(data)
-        self._framing += len(data)
+    def _begin(self, head: _Head, parser: HttpRequestParser, rest: bytes) -> None:
+        """A head is here. ``rest`` came with it."""
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            self._go_on(data[upgrade.args[0] :])
+            method, version = head.checked(parser)
+        except ProxyError as error:
+            self.refuse(error)
             return
-        except HttpParserError as error:
-            if self._last is None:
-                why = error.__context__
-                self.refuse(
-                    why
-                    if isinstance(why, ProxyError)
-                    else BadHttp("The request is not valid HTTP/1.1.")
-                )
-            # After the last request of a connection anything may follow.
-            self._deaf = True
-            return
-        if self._phase == "header":
-            if self._size > _MAX_HEADER:
-                self.refuse(_too_large())
-        elif self._phase == "body" and self._framing > _MAX_FRAMING + len(data):
-            self.refuse(BadHttp("The body has more framing than content."))
-
-    def _go_on(self, rest: bytes) -> None:
-        """After an upgrade that was asked for and is not made."""
+        self._url = head.url
+        self._head = self._parser = None
+        self._phase = "body"
+        request = self._arriving = Request(self, method, head.url, version, head.fields)
+        is_last = self.site.is_last(self.site.bounds.begun(self))
+        if is_last or head.closes or version == b"HTTP/1.0":
+            self._last = request
+        length = None if head.coded else head.length or 0
+        request.begin(length)
         if self._deaf:
             return
-        self._parser = HttpRequestParser(self)
-        if self._arriving is not None:
-            self._upgrades = False
-            self._replay = True
-            framing = (
-                b"Transfer-Encoding: chunked"
-                if self._length is None
-                else b"Content-Length: %d" % self._length
-            )
-            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
-            self._replay = False
+        if length == 0:
+            self._whole(rest)
+            return
+        self._left = length or 0
+        self._chunks = _Chunked() if length is None else None
         if rest:
-            self._feed(rest)
-
-    # What the parser calls.
-
-    def on_message_begin(self) -> None:
-        if self._replay:
+            self._take_body(rest)
             return
-        self._size = max(self._size, 1)
-        self._head_size = 0
-        self._url = b""
-        self._fields = []
-        self._framing = 0
-        self._length = None
-        self._coded = self._expects = self._upgrades = False
-        self._hosts = 0
+        self._limit(self.limits.upload_idle_timeout_s)
+        if head.expects and version == b"HTTP/1.1":
+            self._send(_CONTINUE)
 
-    def on_url(self, url: bytes) -> None:
-        if not self._replay:
-            self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._replay or self._arriving is not None:
-            return  # A trailer.
-        value = value.rstrip(b" \t")
-        self._fields.append((name, value))
-        size = len(name)
-        line = size + len(value)
-        self._head_size += line
-        if line > _MAX_LINE or self._head_size > _MAX_HEADER or len(self._fields) > _MAX_FIELDS:
-            raise _too_large()
-        if size in _SIZES:
-            self._note(name.lower(), value)
-
-    def _note(self, name: bytes, value: bytes) -> None:
-        """What has to do with the connection."""
-        if name == b"content-length":
-            self._length = int(value)
-        elif name == b"host":
-            self._hosts += 1
-        elif name == b"transfer-encoding":
-            if self._coded or value.lower() != b"chunked":
-                raise BadHttp("The transfer coding of the request is not known: use chunked.")
-            self._coded = True
-        elif name == b"expect":
-            self._expects = value.lower() == b"100-continue"
-
-    def on_headers_complete(self) -> None:
-        if self._replay:
-            return
-        if self._last is not None:
-            raise BadHttp("The connection is to close: there is no other request on it.")
-        parser = self._parser
-        version = parser.get_http_version()
-        method = parser.get_method()
-        if version not in ("1.1", "1.0") or method == b"CONNECT":
-            raise BadHttp("The gateway takes HTTP/1.0, HTTP/1.1 and HTTP/2, and no CONNECT.")
-        if self._hosts > 1 or (not self._hosts and version == "1.1"):
-            raise BadHttp("The request is not valid HTTP/1.1: it must have one Host header.")
-        if self._coded and version == "1.0":
-            raise BadHttp("HTTP/1.0 has no transfer coding.")
-        if len(self._url) > _MAX_LINE:
-            raise _too_large()
-        self._upgrades = parser.should_upgrade()
-        self._phase = "body"
-        request = Request(
-            self,
-            method,
-            self._url,
-            b"HTTP/1.1" if version == "1.1" else b"HTTP/1.0",
-            self._fields,
-        )
-        self._arriving = request
-        if self.site.is_last(self.site.bounds.begun(self)):
-            self._last = request
-        length = self._length if self._length is not None or self._coded else 0
-        if length != 0:
-            self._limit(self.limits.upload_idle_timeout_s)
-        request.begin(length)
-        if self._expects and length != 0 and version == "1.1" and not self._deaf:
-            self._continues = True
-            if self._request is None and not self._waiting:
-                self._continue()
-
-    def _continue(self) -> None:
-        """The client may send the body."""
-        self._continues = False
-        self._send(_CONTINUE)
-
-    def on_body(self, data: bytes) -> None:
-        self._framing = 0
-        self._continues = False
-        if self._arriving is not None and not self._deaf:
-            self._arriving.feed(data)
-
-    def on_message_complete(self) -> None:
+    def _take_body(self, data: bytes) -> None:
         request = self._arriving
-        if request is None or self._replay or self._deaf:
-            return
-        if self._upgrades and (self._length or self._coded):
-            return  # Its body comes yet.
-        self._arriving = None
-        self._size = 0
-        if request.clientproto == b"HTTP/1.0" or not self._parser.should_keep_alive():
-            self._last = request
+        assert request is not None
+        self._limit(self.limits.upload_idle_timeout_s)
+        rest: bytes | None
+        chunks = self._chunks
+        if chunks is None:
+            content = [data[: self._left]]
+            rest = data[self._left :] if len(data) >= self._left else None
+            self._left -= len(content[0])
+        else:
+            try:
+                content = chunks.feed(data)
+            except BadHttp as error:
+                self.refuse(error)
+                return
+            rest = chunks.rest
+        for piece in content:
+            request.feed(piece)
+        if rest is not None and not self._deaf:
+            self._whole(rest)
+
+    def _whole(self, rest: bytes) -> None:
+        """A request is here: answer it. ``rest`` came behind it."""
+        request = self._request = self._arriving
+        assert request is not None
+        self._arriving = self._chunks = None
         self._phase = "answer"
         self._deadline = None
         self.site.bounds.whole(self)
-        self._waiting.append(request)
+        if rest and self._last is not request:
+            self._unread.append(rest)
+            self._read()
+        request.whole()
 
-    def _advance(self) -> None:
-        """Answer what waits, in order."""
-        if self._advancing:
-            return
-        self._advancing = True
-        while self._request is None and self._waiting:
-            request = self._request = self._waiting.popleft()
-            request.whole()
-        self._advancing = False
-        if self._request is None and self._tcp.connected:
-            self._rest()
-
-    def _rest(self) -> None:
+    def _await_next(self) -> None:
         """Nothing is to be answered now."""
-        if self._refusal is not None:
-            self._write_refusal(self._refusal)
-        elif self._deaf:
+        if self.site.draining:
+            self.loseConnection()
             return
-        elif self._arriving is not None:
-            if self._continues:
-                self._continue()
-            self._phase = "body"
-            self._limit(self.limits.upload_idle_timeout_s)
-            self._read_on()
-        elif self._phase == "answer":
-            self._phase = "header" if self._size else "idle"
-            self._limit(
-                self.limits.header_timeout_s if self._size else self.limits.keep_alive_timeout_s
-            )
-            self._read_on()
+        if self._unread:
+            self._phase = "header"
+            self._limit(self.limits.header_timeout_s)
+            if not self._full:
+                # Not in the call of whoever finished the answer.
+                self._clock.callLater(0, self._take_unread)
+        else:
+            self._phase = "idle"
+            self._limit(self.limits.keep_alive_timeout_s)
+        self._read()
 
-    # The disk is slower than the client.
+    def _take_unread(self) -> None:
+        if self._phase != "header" or not self._unread:
+            return
+        data = b"".join(self._unread)
+        self._unread.clear()
+        self._take_head(data)
+        self._read()
+
+    # Which of both sides waits for the other.
 
     def pause_upload(self) -> None:
+        """The disk is slower than the client."""
+        self._disk_busy = True
         self._deadline = None
-        self._read(False)
+        self._read()
 
     def resume_upload(self) -> None:
-        if self._phase == "body" and not self.refused:
+        self._disk_busy = False
+        if self._phase == "body" and not self._deaf:
             self._limit(self.limits.upload_idle_timeout_s)
-        self._read(True)
+        self._read()
 
-    def _read(self, wanted: bool) -> None:
-        if wanted is self._reading:
+    def pauseProducing(self) -> None:
+        """The client is slower than the answers: it gets no more of them meanwhile."""
+        self._full = True
+        self._read()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        waits = self._phase == "idle" or (self._phase == "header" and self._unread)
+        if waits and not self._deaf:
+            self._await_next()
+        else:
+            self._read()
+
+    def stopProducing(self) -> None:
+        """Its connection is lost, as it is told otherwise."""
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Of an answer; instead of the channel, which is one between all answers."""
+        self._tcp.unregisterProducer()
+        full, self._full = self._full, False
+        self._tcp.registerProducer(producer, streaming)
+        if full and streaming:
+            producer.pauseProducing()
+        self._read()
+
+    def unregisterProducer(self) -> None:
+        self._tcp.unregisterProducer()
+        if not self._closing:
+            self._tcp.registerProducer(self, True)
+
+    def _read(self) -> None:
+        """Read on, or do not."""
+        wanted = self._deaf or not (self._unread or self._full or self._disk_busy)
+        if wanted is self._reading or self._closing:
             return
         self._reading = wanted
         if wanted:
@@ -445,12 +633,12 @@ class Channel(Protocol):
         """
         request = self._request
         assert request is not None
-        lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
-        framed = status in (204, 304) or request.method == b"HEAD"
-        for name, value in headers:
-            if len(name) == 14 and name.lower() == b"content-length":
-                framed = True
-            lines.append(b"%b: %b" % (name, value))
+        lines = [b"HTTP/1.1 %d %b" % (status, phrase), *[b"%b: %b" % pair for pair in headers]]
+        framed = (
+            status in (204, 304)
+            or request.method == b"HEAD"
+            or any(len(name) == 14 and name.lower() == b"content-length" for name, _ in headers)
+        )
         if self.site.draining:
             self._last = request
         self._chunked = False
@@ -464,7 +652,7 @@ class Channel(Protocol):
             lines.append(b"Connection: close")
         lines.append(b"\r\n")
         head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines):
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
             head = _sanitised(lines)
         if not data:
             self._send(head)
@@ -491,60 +679,28 @@ class Channel(Protocol):
             self._send(b"0\r\n\r\n")
         self._request = None
         self.site.bounds.over(self)
-        if self._last is not request and not self.site.draining:
-            self._advance()
-            return
-        self._phase = "idle"
-        self._drop(Failure(ConnectionDone()))
-        self.loseConnection()
-
-    def _read_on(self) -> None:
-        if self._unread:
-            # Not in the call of whoever finished the answer.
-            self._clock.callLater(0, self._take_unread)
+        if self._last is request:
+            self._phase = "idle"
+            self.loseConnection()
         else:
-            self._read(True)
-
-    def _take_unread(self) -> None:
-        data = b"".join(self._unread)
-        self._unread.clear()
-        if data:
-            self.dataReceived(data)
-        if not self._unread and not self._deaf:
-            self._read(True)
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self._tcp.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        self._tcp.unregisterProducer()
+            self._await_next()
 
     # Refusals below the level of a request.
 
     def refuse(self, error: ProxyError) -> None:
         """
-        Answer as soon as it is its turn, take nothing more, and close.
-        """
-        if self._deaf:
-            return
-        self._deaf = True
-        arriving, self._arriving = self._arriving, None
-        if arriving is not None:
-            arriving.connectionLost(Failure(ConnectionDone()))
-        if self._request is None and not self._waiting:
-            self._write_refusal(error)
-        else:
-            self._refusal = error
+        Answer now, take nothing more, and close.
 
-    def _write_refusal(self, error: ProxyError) -> None:
-        """
         What the client still sends is read and thrown away for a while: a
         connection closed over unread data is reset, and the answer lost.
         """
+        if self._deaf:
+            return
+        url = self._url if self._head is None else self._head.url
         self.refused = True
         self.site.refused("body" if self._phase == "body" else "header")
-        self._refusal = None
-        reply = render(error, str(uuid.uuid4()), self.site.shape_of(self._url))
+        self._drop(Failure(ConnectionDone()))
+        reply = render(error, str(uuid.uuid4()), self.site.shape_of(url))
         self._limit(None)
         lines = [b"HTTP/1.1 %d %b" % (reply.status, PHRASES.get(reply.status, b"Refused"))]
         lines += [b"%b: %b" % pair for pair in reply.headers]
@@ -557,13 +713,25 @@ class Channel(Protocol):
             code=error.code,
             message=error.message,
         )
-        self._read(True)
+        self._take_no_more()
         if not self.secure:
             # TLS cannot be closed in one direction; Connection: close has to do.
             lose_write = getattr(self._tcp, "loseWriteConnection", None)
             if lose_write is not None:
                 lose_write()
         self._linger = self._clock.callLater(self.limits.linger_s, self.abort)
+
+
+def _not_http() -> BadHttp:
+    return BadHttp("The request is not valid HTTP/1.1.")
+
+
+def _not_chunked() -> BadHttp:
+    return BadHttp("The body of the request is not in the chunked coding of HTTP/1.1.")
+
+
+def _too_much_framing() -> BadHttp:
+    return BadHttp("The chunks of the request have too long extensions, or its trailer is.")
 
 
 def _too_large() -> HeadersTooLarge:
@@ -580,7 +748,13 @@ def _sanitised(lines: list[bytes]) -> bytes:
 
 
 # Of the names in _note, by which most headers are passed by.
-_SIZES = frozenset(map(len, (b"content-length", b"host", b"transfer-encoding", b"expect")))
+_SIZES = frozenset(
+    map(len, (b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+)
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
+_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 # What is copied rather than written in three pieces.
 _JOINED = 32 * 1024

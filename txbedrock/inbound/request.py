@@ -162,7 +162,7 @@ class Request:
     def whole(self) -> None:
         """All of it is here: answer it."""
         try:
-            if self.uri == b"*":
+            if self.path == b"*":
                 self._about_server()
                 return
             self.postpath = self.path[1:].split(b"/")
