@@ -32,10 +32,15 @@ class Program(ProcessProtocol):
     :param arguments: after ``twistd -n``.
     :param directory: to run in; the pid file comes to be there.
     :param environ: its whole environment, the search path for modules apart.
+    :param twistd: what is run in the place of twistd, as Python's arguments.
     """
 
     def __init__(
-        self, arguments: Sequence[str], directory: str, environ: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        directory: str,
+        environ: Mapping[str, str] | None = None,
+        twistd: Sequence[str] = (_TWISTD,),
     ) -> None:
         self.output = ""
         """What it wrote so far, standard output and error."""
@@ -46,7 +51,7 @@ class Program(ProcessProtocol):
         reactor.spawnProcess(
             self,
             sys.executable,
-            [sys.executable, _TWISTD, "-n", *arguments],
+            [sys.executable, *twistd, "-n", *arguments],
             env={"PYTHONPATH": _ROOT, "PYTHONUNBUFFERED": "1", **(environ or {})},
             path=directory,
         )
@@ -91,6 +96,12 @@ class Program(ProcessProtocol):
                 if line.startswith(f"{name}:"):
                     return int(line.split()[1]) * 1024
         raise AssertionError(f"no {name} of {self.pid}")
+
+    def processor_s(self) -> tuple[float, float]:
+        """How long it had a core so far, and how long it waited for one that others had."""
+        with open(f"/proc/{self.pid}/schedstat", encoding="ascii") as file:
+            had, waited, _ = file.read().split()
+        return int(had) / 1e9, int(waited) / 1e9
 
     async def stop(self, signal_name: str = "TERM") -> int | None:
         """

@@ -10,16 +10,25 @@ import os
 import sys
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from txbedrock import logs
+from txbedrock.core.auth import Principal
 from txbedrock.core.entries import LedgerEntry
 from txbedrock.inbound.body import Body
 from txbedrock.interfaces import ExchangeRecord, InboundRequest
-from txbedrock.logs import AccessLog, LazyFileObserver, Redaction, json_format, text_format
+from txbedrock.logs import (
+    AccessLog,
+    LazyFileObserver,
+    Redaction,
+    RefusalLog,
+    json_format,
+    text_format,
+)
 
 SECRET = 'planted"secret\\with/signs'
 SIGNATURE = "0123456789abcdef" * 4
@@ -575,3 +584,63 @@ class AccessTests(SynchronousTestCase):
         log = self.write(self.record())
         self.assertNotIn("planted", log.text)
         self.assertNotIn("Authorization", log.text)
+
+
+class RefusalTests(SynchronousTestCase):
+    """Strangers do not fill the log."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.kept: list[ExchangeRecord] = []
+        self.written = Written(as_json=True)
+        self.log = RefusalLog(self, self.clock, self.written.publisher)
+
+    def record(self, record: ExchangeRecord) -> None:
+        """What gets a line."""
+        self.kept.append(record)
+
+    def refuse(self, count: int, **changes: Any) -> None:
+        """So many that nobody's key came with."""
+        request = InboundRequest(b"", b"", b"", None, [], Body(), "", 0.0)  # type: ignore
+        for _ in range(count):
+            values: dict[str, Any] = {"status": 403, "error": "Unknown", **changes}
+            self.log.record(ExchangeRecord(request, **values))
+
+    def told(self) -> list[tuple[Any, ...]]:
+        return [(one["count"], one["status"], one["error"]) for one in self.written.objects]
+
+    def test_strangers(self) -> None:
+        """The first of a second have lines, by kind; of the others it says how many."""
+        self.refuse(1234)
+        self.refuse(5, status=401)
+        self.assertEqual(len(self.kept), 25)
+        self.assertEqual(self.told(), [])
+        self.clock.advance(1)
+        self.assertEqual(self.told(), [(1214, 403, "Unknown")])
+        self.refuse(1)
+        self.assertEqual(len(self.kept), 26)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stopped(self) -> None:
+        """What is not told yet is told at the end."""
+        self.refuse(30)
+        self.log.startService()
+        self.log.stopService()
+        self.assertEqual(self.told(), [(10, 403, "Unknown")])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_all_others(self) -> None:
+        """Whoever is known, and whatever got to Bedrock, has a line each time."""
+        self.refuse(100, principal=Principal("somebody"))
+        self.refuse(100, attempts=1)
+        self.assertEqual(len(self.kept), 200)
+
+    def test_on_and_on(self) -> None:
+        """Of a flood that goes on every one is written or counted, once."""
+        for _ in range(100):
+            self.refuse(7)
+            self.clock.advance(0.1)
+        self.clock.advance(2)
+        counted = sum(count for count, _, _ in self.told())
+        self.assertEqual(len(self.kept) + counted, 700)
+        self.assertLess(len(self.kept), 250)

@@ -695,6 +695,8 @@ class ListenerTests(FolderTestCase):
             ),
         ):
             listener = Listener.parse(text)
+            if "backlog" not in text:
+                base += ":backlog=1024"
             self.assertEqual((listener.tls, listener.base), (files, base), text)
             self.assertFalse(listener.proxied)
             again = Listener.parse(listener.description)
@@ -704,6 +706,33 @@ class ListenerTests(FolderTestCase):
                 self.assertEqual((proxied.tls, proxied.base), (files, base))
                 self.assertEqual(proxied.description, f"{prefix}:{listener.description}")
                 self.assertTrue(proxied.proxied)
+
+    def test_backlog(self) -> None:
+        """
+        Clients that come all at once find room, where Twisted's 50 let them wait for a
+        second; who says another number gets that.
+        """
+        for text, base in (
+            ("tcp:4000", "tcp:4000:backlog=1024"),
+            ("tcp:4000:interface=127.0.0.1", "tcp:4000:interface=127.0.0.1:backlog=1024"),
+            ("tcp6:4000", "tcp6:4000:backlog=1024"),
+            ("haproxy:tcp:4000", "tcp:4000:backlog=1024"),
+            ("tcp:4000:backlog=7", "tcp:4000:backlog=7"),
+            ("tcp:4000:127.0.0.1:7", "tcp:4000:127.0.0.1:7"),
+            ("unix:/s:mode=660", "unix:/s:mode=660:backlog=1024"),
+            ("unix:/s:660:7", "unix:/s:660:7"),
+            ("systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
+        ):
+            listener = Listener.parse(text)
+            self.assertEqual(listener.base, base)
+            self.assertNotIn("1024", listener.description)
+            if not text.startswith("systemd"):
+                listener.check()
+        reactor = FakeReactor(0.0)
+        listeners = Listeners(reactor, trusted_proxies=(), wall_clock=lambda: 0.0)
+        for text, backlog in (("tcp:1", 1024), ("haproxy:tcp:1", 1024), ("tcp:1::7", 7)):
+            self.successResultOf(listeners.endpoint(text).listen(Factory()))
+            self.assertEqual(reactor.backlog, backlog)
 
     def test_absolute(self) -> None:
         """Paths are made absolute, also below a folder whose name has a colon."""
@@ -715,7 +744,7 @@ class ListenerTests(FolderTestCase):
             listener.description, rf"tls:4443:cert={here}/a\:b/x.pem:clientCA={here}/ca.pem"
         )
         self.assertEqual(Listener.parse(listener.description).tls, listener.tls)
-        self.assertEqual(Listener.parse("unix:sock").base, rf"unix:{here}/a\:b/sock")
+        self.assertEqual(Listener.parse("unix:sock").base, rf"unix:{here}/a\:b/sock:backlog=1024")
 
     def test_without_effect(self) -> None:
         """Twisted's settings of TLS itself are taken, and told of."""
@@ -775,7 +804,7 @@ class FakeReactor(Clock):
         self.held: list[Any] | None = None
 
     def listenTCP(self, port: int, factory: Any, *, backlog: int, interface: str) -> Port:
-        self.factory = factory
+        self.factory, self.backlog = factory, backlog
         return Port()
 
     def getThreadPool(self) -> ThreadPool:

@@ -75,6 +75,8 @@ _PATHS = frozenset(
 ) | {"clientCA", "dhParameters"}
 _WITHOUT_EFFECT = ("sslmethod", "dhParameters")
 _NETWORK = ("tcp", "tcp4", "tcp6")
+# Twisted's default is 50: what comes beyond that at once tries again after a second.
+_BACKLOG = 1024
 _LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost", re.IGNORECASE)
 
 
@@ -90,7 +92,7 @@ class Listener:
     """With absolute paths: a daemon changes its directory."""
 
     base: str
-    """What is left for Twisted: ``tcp:...``, ``unix:...`` and the like."""
+    """What is left for Twisted: ``tcp:...``, ``unix:...`` and the like, with a backlog."""
 
     proxied: bool = False
     """Does each connection begin with a PROXY header?"""
@@ -116,7 +118,7 @@ class Listener:
             ]
             base = ":".join((kind, *rest))
             whole = f"{fields[0]}:{base}" if proxied else base
-            return cls(whole, base, proxied)
+            return cls(whole, _with_backlog(kind, rest), proxied)
         settings = _settings(kind, rest)
         in_folder = kind == "tls" and "cert" not in settings and "key" not in settings
         files = _files(kind, settings, in_folder)
@@ -213,7 +215,18 @@ def _tcp(settings: dict[str, str], interface: str) -> str:
     base = f"{'tcp6' if ':' in interface else 'tcp'}:{settings['port']}"
     if interface:
         base += f":interface={quoteStringArgument(interface)}"
-    return f"{base}:backlog={settings['backlog']}" if "backlog" in settings else base
+    return f"{base}:backlog={settings.get('backlog', _BACKLOG)}"
+
+
+def _with_backlog(kind: str, fields: Sequence[str]) -> str:
+    """An endpoint of Twisted's, with our backlog if it says none."""
+    base = ":".join((kind, *fields))
+    named = any(field.startswith("backlog=") for field in fields)
+    # It may also be the third without a name.
+    placed = sum("=" not in field for field in fields) > 2
+    if kind not in (*_NETWORK, "unix") or named or placed:
+        return base
+    return f"{base}:backlog={_BACKLOG}"
 
 
 _FIELD = re.compile(r"((?:[^\\:]|\\.)*)(:?)", re.DOTALL)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import IO, Any
 
+from twisted.application.service import Service
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -28,9 +30,17 @@ from zope.interface import implementer
 
 from txbedrock.core.entries import LedgerEntry
 from txbedrock.core.money import picousd_as_usd
-from txbedrock.interfaces import ExchangeRecord
+from txbedrock.core.throttle import Throttle
+from txbedrock.interfaces import ExchangeRecord, IExchangeLog
 
-__all__ = ["AccessLog", "LazyFileObserver", "Redaction", "json_format", "text_format"]
+__all__ = [
+    "AccessLog",
+    "LazyFileObserver",
+    "Redaction",
+    "RefusalLog",
+    "json_format",
+    "text_format",
+]
 
 # What a key looks like wherever it turns up: virtual keys, Bedrock API keys,
 # whatever stands in an Authorization header.
@@ -359,3 +369,64 @@ def _used(entry: LedgerEntry) -> str:
         caches = f" cache={entry.cache_read_tokens}r+{written}w"
     units = "".join(f" {name}={count}" for name, count in entry.units.items())
     return f"tokens={entry.input_tokens}+{entry.output_tokens}{caches}{units} cost={cost}"
+
+
+# Of a kind, in a second. A line takes as long as all else that such a request needs.
+_REFUSALS = 20
+_PERIOD_S = 1.0
+
+
+class RefusalLog(Service):
+    """
+    Keeps strangers from filling the log: of requests that nobody's key was found for and
+    that never got to Bedrock, only the first of a second are written, by kind, and then how
+    many more there were. Every other exchange has its line.
+
+    :param log: who writes a line.
+    :param observer: where the numbers are written.
+    """
+
+    def __init__(
+        self, log: IExchangeLog, clock: IReactorTime, observer: ILogObserver | None = None
+    ) -> None:
+        self._lines = log
+        self._clock = clock
+        self._log = Logger("txbedrock.access", observer=observer)
+        self._throttle = Throttle(_REFUSALS, _PERIOD_S)
+        self._call: IDelayedCall | None = None
+
+    def record(self, record: ExchangeRecord) -> None:
+        """Write it, or count it."""
+        kind = f"{record.status} {record.error}"
+        if (
+            record.principal is not None
+            or record.attempts
+            or self._throttle.lets(kind, self._clock.seconds())
+        ):
+            self._lines.record(record)
+        elif self._call is None:
+            self._call = self._clock.callLater(_PERIOD_S, self._later)
+
+    def stopService(self) -> None:
+        """Tell what has not been told yet."""
+        Service.stopService(self)
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self._tell(None)
+
+    def _later(self) -> None:
+        self._call = None
+        self._tell(self._clock.seconds())
+        if self._throttle:
+            self._call = self._clock.callLater(_PERIOD_S, self._later)
+
+    def _tell(self, now: float | None) -> None:
+        for kind, count in self._throttle.withheld(now):
+            status, _, error = kind.partition(" ")
+            self._log.info(
+                "and {count} more refused with {status} {error}, of nobody that is known",
+                count=count,
+                status=int(status),
+                error=error,
+            )

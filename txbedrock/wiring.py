@@ -47,7 +47,7 @@ from txbedrock.inbound.site import ClientLimits, Site
 from txbedrock.interfaces import IExchangeLog, IKeyStore
 from txbedrock.limits import Limiter
 from txbedrock.listeners import Listeners
-from txbedrock.logs import AccessLog, LazyFileObserver
+from txbedrock.logs import AccessLog, LazyFileObserver, RefusalLog
 from txbedrock.metrics import CONTENT_TYPE, Metrics, connection_metrics, routing_metrics
 from txbedrock.outbound.agent import ExactAgent, Pool, https_policy
 from txbedrock.outbound.client import ForwardingClient
@@ -144,10 +144,9 @@ def build(
             *routing_metrics(failover.tally, failover.states()),
         ),
     )
+    lines = RefusalLog(_access_log(observer), reactor)
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
-    accounts = Accounts(
-        load_prices(settings.price_file), [*kept_in, metrics, *(logs or [_access_log(observer)])]
-    )
+    accounts = Accounts(load_prices(settings.price_file), [*kept_in, metrics, *(logs or [lines])])
     limiter = Limiter(
         None if kept is None else kept.ledger,
         reactor,
@@ -289,7 +288,13 @@ def build(
         pool=pool,
         databases=databases,
         ledger=kept,
-        others=[limiter, listeners, prober, *([keys] if isinstance(keys, KeyStore) else [])],
+        others=[
+            limiter,
+            listeners,
+            prober,
+            lines,
+            *([keys] if isinstance(keys, KeyStore) else []),
+        ],
         reload=reload,
         shutdown_grace_s=limits.shutdown_grace_s,
         notices=settings.notices,

@@ -1180,8 +1180,8 @@ def _continuations(wire: Wire, count: int) -> None:
 
 
 FLOODS: dict[str, tuple[str, int, Callable[[Wire, int], None]]] = {
-    "resets": ("rapid_reset", 200, _reset),
-    "malformed": ("rapid_reset", 200, _malformed),
+    "resets": ("rapid_reset", 100, _reset),
+    "malformed": ("rapid_reset", 100, _malformed),
     "pings": ("ping_flood", 200, _flood(PingFrame(0, opaque_data=b"12345678"))),
     "ping answers": ("ping_flood", 200, _flood(PingFrame(0, b"12345678", flags=["ACK"]))),
     "settings": ("settings_flood", 48, _flood(SettingsFrame(0))),
@@ -1225,10 +1225,58 @@ class FloodTests(Http2TestCase):
             self.assertTrue(wire.down.half_closed)
             self.assertIn("/mine", self.root.lost)
             self.assertFalse(held.over)
-            self.clock.advance(self.limits.linger_s + 1)
+            self.assertFalse(wire.down.reading, name)
+            self.clock.advance(1)
             self.assertTrue(wire.down.disconnected, name)
             for each in (beside, wire):
                 each.lose()
+
+    def test_one_piece(self) -> None:
+        """A header block in too many frames ends the connection at the first of them."""
+        wire = self.connect()
+        end = b"\0\0\0\x09\x04\0\0\0\x01"
+        wire.up.write(HeadersFrame(1, b"").serialize() + b"\0\0\0\x09\0\0\0\0\x01" * 40 + end)
+        wire.move()
+        [(_, code, _)] = wire.client.goaways
+        self.assertEqual(code, ErrorCodes.ENHANCE_YOUR_CALM)
+        self.assertEqual(dict(self.site.refusals), {"control_flood": 1})
+        self.assertLess(wire.channel.h2.continued, 34)
+
+    def test_thrown_out(self) -> None:
+        """
+        Who is thrown out is read no more and gone within a second; when there are many
+        of them, at once. What comes from there next waits, and then is served.
+        """
+        wires = [self.connect() for _ in range(120)]
+        for wire in wires:
+            _flood(PingFrame(0, opaque_data=b"12345678"))(wire, 201)
+            while wire.channel._behind:
+                self.clock.advance(0)
+            self.assertFalse(wire.down.reading)
+        gone = [wire.down.disconnected for wire in wires]
+        self.assertEqual(gone, [False] * 100 + [True] * 20)
+        self.clock.advance(1)
+        self.assertTrue(all(wire.down.disconnected for wire in wires))
+        self.site.turns.box("192.168.1.1")
+        wire = self.connect(begin=False)
+        wire.client.begin()
+        answer = wire.ask("/echo", b"hi")
+        self.assertFalse(answer.over)
+        self.assertFalse(wire.down.reading)
+        self.clock.advance(0)
+        wire.move()
+        self.assertEqual((answer.status, wire.down.reading), (200, True))
+
+    def test_late(self) -> None:
+        """What was sent too fast was too fast, however late it is looked at."""
+        wire = self.connect()
+        self.site.turns.box("192.168.1.1")
+        wire.up.write(PingFrame(0, opaque_data=b"12345678").serialize() * 201)
+        wire.move()
+        while wire.channel._behind:
+            self.clock.advance(0.1)
+        wire.move()
+        self.assertEqual(len(wire.client.goaways), 1)
 
     def test_over_time(self) -> None:
         """What comes slowly enough may go on for ever."""

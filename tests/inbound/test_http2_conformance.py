@@ -1354,15 +1354,13 @@ class StreamTests(ConformanceTestCase):
         """Section 5.1.2: a cancelled stream does not count against the limit."""
         client = await self.connect()
         limit = client.server_settings[Setting.MAX_CONCURRENT_STREAMS]
-        stream = 1
-        for _ in range(3):
-            opened = range(stream, stream + 2 * (limit // 2), 2)
-            client.send(*(request(each, path=b"/held") for each in opened))
-            client.send(*(rst_stream(each) for each in opened))
-            await client.barrier()
-            stream = opened[-1] + 2
-        client.send(request(stream))
-        await self.answered(client, stream)
+        opened = range(1, limit + 1, 2)
+        client.send(*(request(each, path=b"/held") for each in opened))
+        client.send(*(rst_stream(each) for each in opened))
+        held = range(limit + 1, 3 * limit - 1, 2)
+        client.send(*(request(each, path=b"/held") for each in held))
+        client.send(request(3 * limit - 1))
+        await self.answered(client, 3 * limit - 1)
 
 
 @cases(

@@ -2,9 +2,10 @@
 A client that means no good: a program of its own, so that it has descriptors and a
 processor of its own.
 
-``python -m tests.loopback.flooder KIND PORT COUNT`` keeps ``COUNT`` connections busy with
+``python -m tests.loopback.flooder KIND PORT COUNT SOURCE`` keeps ``COUNT`` connections busy with
 one kind of abuse and opens another for each that is closed, at most 500 a second, until
-its standard input ends. It writes two lines of JSON: when it is under way, and at its end.
+its standard input ends. They come from the address ``SOURCE``, or from several if it is
+empty. It writes two lines of JSON: when it is under way, and at its end.
 """
 
 from __future__ import annotations
@@ -84,6 +85,13 @@ def _resets() -> Iterator[bytes]:
         yield b"".join(pairs)
 
 
+def _pipelined() -> Iterator[bytes]:
+    """As many requests as fit into a piece, whose answers nobody waits for."""
+    many = b"GET /bedrock/x HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    while True:
+        yield many
+
+
 def _settings() -> Iterator[bytes]:
     """Each has to be acknowledged."""
     yield PREFACE + settings()
@@ -118,18 +126,20 @@ KINDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "resets": _resets,
     "settings": _settings,
     "pings": _pings,
+    "pipelined": _pipelined,
 }
 
 
 class Flooder:
     """All connections of one kind."""
 
-    def __init__(self, kind: str, port: int, count: int) -> None:
+    def __init__(self, kind: str, port: int, count: int, source: str) -> None:
         self._pieces = KINDS[kind]
         self._slowly = kind == "slow"
         self._once = kind == "idle"
         self._address = ("127.0.0.1", port)
         self._count = count
+        self._source = source
         self._poll = select.epoll()
         self._all: dict[int, Attacker] = {}
         self.counts = Counts()
@@ -166,7 +176,7 @@ class Flooder:
 
     def _open(self) -> None:
         # An address has 28,000 ports; what was closed holds one for a minute.
-        source = f"127.0.{1 + self.counts.opened // 5000 % 200}.1"
+        source = self._source or f"127.0.{1 + self.counts.opened // 5000 % 200}.1"
         one = socket.socket()
         try:
             one.bind((source, 0))
@@ -222,9 +232,9 @@ class Flooder:
 
 
 def _main() -> None:
-    kind, port, count = sys.argv[1:]
+    kind, port, count, source = sys.argv[1:]
     os.set_blocking(0, False)
-    Flooder(kind, int(port), int(count)).run(sys.stdin.fileno())
+    Flooder(kind, int(port), int(count), source).run(sys.stdin.fileno())
 
 
 if __name__ == "__main__":

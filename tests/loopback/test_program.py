@@ -442,7 +442,8 @@ class RefusedStartTests(ProgramTestCase):
         self.assertEqual(len(child.err.splitlines()), 2)
         [message] = self.messages(self.read("x.log"))
         self.assertEqual(message, f"cannot listen on {endpoint}: Address already in use")
-        self.assertEqual(self.files(), ["config.yaml", "x.log"])
+        # The daemon tells its parent first, and takes the pid file away then.
+        await until(lambda: self.files() == ["config.yaml", "x.log"])
 
     async def test_configuration(self) -> None:
         """A configuration that is missing or wrong, and a gateway open to all without a key."""

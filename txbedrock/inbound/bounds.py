@@ -235,7 +235,7 @@ class Bounds:
         :param address: of the other end; what is no IP address counts for nothing.
         :param file: its descriptor; -1 if it has none.
         """
-        address = self._counted(address)
+        address = self.counted(address)
         mine = self._of_address.get(address, ())
         if self.last_file is not None and file > self.last_file:
             self._few = len(self._places)
@@ -319,7 +319,7 @@ class Bounds:
 
     # How it is done.
 
-    def _counted(self, address: str) -> str:
+    def counted(self, address: str) -> str:
         """What an address is counted under; empty if it is not."""
         return "" if self._exempt(address) else _network(address)
 

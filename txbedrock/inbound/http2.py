@@ -12,7 +12,7 @@ windows. :class:`_Connection` is h2's connection with what a gateway needs other
   request of HTTP/1.1. To h2 most of it is an error of the connection, which would end the
   requests of others. So heads are checked in :func:`_parse_head`, once, and not by h2.
 - Frames are handled one by one, so that what h2 knows is so when an event is seen, and
-  no more than a certain number in one turn of the reactor.
+  no more in one turn of the reactor than there is time for (:mod:`txbedrock.inbound.turns`).
 - Heads of answers are written by :class:`_PlainHpack`, DATA frames in ``Stream``: what
   h2 would do for each of them again is known to be right there, and costs several times more.
 
@@ -45,7 +45,8 @@ not HTTP/2                    GOAWAY with what was wrong, the end
 ============================  ==================================================
 
 The end of a connection is half of it first: closed over what the client still sends,
-it would be reset, and the last answers be lost.
+it would be reset, and the last answers be lost. Whoever is thrown out has no answers; it
+is not read any more, which costs nothing however much it sends, and cut off soon.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ from h2.exceptions import (
     ProtocolError,
     StreamClosedError,
 )
+from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamClosedBy, StreamState
 from hpack import HPACKError, OversizedHeaderListError
@@ -113,6 +115,8 @@ from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
 from txbedrock.inbound.request import Request
+from txbedrock.inbound.turns import Left
+from txbedrock.writing import write_now
 
 if TYPE_CHECKING:
     from txbedrock.inbound.site import ClientLimits, Site
@@ -131,8 +135,8 @@ _FAREWELL_S = 1.0
 _MAX_FRAME = 16 * 1024
 _ANY_STREAM = 2**31 - 1
 
-# Of the reactor's time, in frames; a request is worth many.
-_FRAMES_A_TURN = 512
+# A connection's share of the reactor's time, in frames; a request is worth many.
+_QUANTUM = 128
 _HEADERS_COST = 32
 _MAX_CONTINUATIONS = 32
 
@@ -161,7 +165,7 @@ class Http2Limits:
     flush_timeout_s: float = 120.0
     """How long an answer that is over may wait for a client that takes none of it."""
 
-    resets_burst: float = 200.0
+    resets_burst: float = 100.0
     resets_per_s: float = 50.0
     """Requests that the client gives up, or that are malformed, or too many at once."""
 
@@ -210,6 +214,16 @@ class _BadCompression(ProtocolError):
     error_code = ErrorCodes.COMPRESSION_ERROR
 
 
+class _Frames(FrameBuffer):
+    """What h2 does for many frames of a header block in one go is bounded in each."""
+
+    def _update_header_buffer(self, f: Frame | None) -> Frame | None:
+        whole = super()._update_header_buffer(f)
+        if len(self._headers_buffer) > _MAX_CONTINUATIONS:
+            raise _Excess("control_flood", "A header block is in too many frames.")
+        return whole
+
+
 class _Connection(H2Connection):
     """See Note [What h2 does, and what is done here]."""
 
@@ -239,6 +253,7 @@ class _Connection(H2Connection):
         # not decoded to its end, and so nothing after it can be.
         self.decoder.max_header_list_size = 2 * limits.max_header_list
         self.encoder = _PlainHpack()  # type: ignore[assignment]
+        self.incoming_buffer = _Frames(server=True)
         self._greeted = False
 
     @property
@@ -277,7 +292,7 @@ class _Connection(H2Connection):
         :raises ProtocolError: it is the connection's.
         """
         buffer = self.incoming_buffer
-        if len(buffer._data) >= 9:
+        if not isinstance(error, _Excess) and len(buffer._data) >= 9:
             head = memoryview(bytes(buffer._data[:9]))
             try:
                 frame, size = Frame.parse_frame_header(head)
@@ -934,10 +949,14 @@ class Http2Channel(Protocol):
         self._closing = False
         self._close_by = 0.0
         self._lost = False
+        self.address = ""
+        """Under which it is counted."""
+
         self._behind = False
+        self._quantum = _QUANTUM
         self._acknowledged = False
         self._timer: IDelayedCall | None = None
-        self._began = self._idle_since = self.now()
+        self._began = self._idle_since = self._arrived = self.now()
         self._idle_s = site.limits.header_timeout_s
         self._keep_alive_s = site.limits.keep_alive_timeout_s
         self._incomplete_since: float | None = None
@@ -959,6 +978,7 @@ class Http2Channel(Protocol):
         set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
+        self.address = self.site.bounds.counted(self.peer_host)
         self.site.connected(self)
         self.tcp.registerProducer(self, True)
         self.h2.initiate_connection()
@@ -973,13 +993,16 @@ class Http2Channel(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return  # Read so that the last answer is not lost in a reset.
+        # What is too fast was sent too fast, however late there is time for it.
+        self._arrived = self.now()
         try:
             self.h2.incoming_buffer.add_data(data)
         except ProtocolError as error:
             self._fail(error)
             return
-        if not self._behind:
-            self._work()
+        if not self._behind and not self.site.turns.do(self) and not self._lost:
+            self._behind = True
+            self.tcp.pauseProducing()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = self._closing = True
@@ -1037,9 +1060,20 @@ class Http2Channel(Protocol):
 
     # Frames.
 
-    def _work(self) -> None:
+    def work(self) -> Left:
         """Handle frames, and no more of them than others can wait for."""
-        h2, budget, whole = self.h2, _FRAMES_A_TURN, False
+        left = Left.NOTHING if self._closing else self._take_frames()
+        if left is Left.NOTHING:
+            self._quantum = _QUANTUM
+            if self._behind:
+                self._behind = False
+                if not self.refused and not self._lost:
+                    self.tcp.resumeProducing()
+        return left
+
+    def _take_frames(self) -> Left:
+        h2, turns, whole = self.h2, self.site.turns, False
+        left = Left.NOTHING
         try:
             for frame in h2.frames():
                 whole = True
@@ -1053,37 +1087,27 @@ class Http2Channel(Protocol):
                         take(self, event)
                 if self._closing:
                     break
-                budget -= _HEADERS_COST if kind is HeadersFrame else 1
-                if budget <= 0:
-                    self._fall_behind()
+                self._quantum -= _HEADERS_COST if kind is HeadersFrame else 1
+                if self._quantum <= 0:
+                    self._quantum = _QUANTUM
+                    left = Left.MUCH
                     break
-            if h2.continued > _MAX_CONTINUATIONS:
-                raise _Excess("control_flood", "A header block is in too many frames.")
+                if turns.is_over:
+                    left = Left.TIME
+                    break
         except (ProtocolError, HyperframeError) as error:
             self._fail(error)
-            return
+            return Left.NOTHING
         if self._lost:
-            return
+            return Left.NOTHING
         self.flush()
         if not h2.incomplete:
             self._incomplete_since = None
-        elif whole or self._incomplete_since is None:
+            return Left.NOTHING
+        if whole or self._incomplete_since is None:
             self._incomplete_since = self.now()
             self._watch_by(self._incomplete_since + self.limits.header_timeout_s)
-
-    def _fall_behind(self) -> None:
-        self._behind = True
-        self.tcp.pauseProducing()
-        self.site.clock.callLater(0, self._catch_up)
-
-    def _catch_up(self) -> None:
-        self._behind = False
-        if self._lost:
-            return
-        if not self._closing:
-            self._work()
-        if not self._behind:
-            self.tcp.resumeProducing()
+        return left
 
     def _fail(self, error: ProtocolError | HyperframeError) -> None:
         """What the client sends makes no sense, or is too much."""
@@ -1093,11 +1117,10 @@ class Http2Channel(Protocol):
             code = ErrorCodes.PROTOCOL_ERROR
         text = str(error) or "This is not HTTP/2."
         kind = error.kind if isinstance(error, _Excess) else "protocol_error"
-        if self.h2.continued > _MAX_CONTINUATIONS:
-            kind, code = "control_flood", ErrorCodes.ENHANCE_YOUR_CALM
-        elif isinstance(error, NoSuchStreamError):
+        if isinstance(error, NoSuchStreamError):
             text = f"A frame for stream {error.stream_id}, which is not open."
         self.site.refused(kind)
+        self.site.turns.box(self.address)
         self.refused = True
         self._log.info(
             "{peer} cut off with {code}: {message}",
@@ -1110,26 +1133,26 @@ class Http2Channel(Protocol):
 
     def count_reset(self, cost: float = 1.0) -> None:
         """:raises _Excess: there were too many."""
-        if self._resets.runs_over(self.now(), cost):
+        if self._resets.runs_over(self._arrived, cost):
             raise _Excess("rapid_reset", "Too many requests were given up or refused at once.")
 
     def _count_reset_frame(self, frame: Frame) -> None:
         self.count_reset()
 
     def _count_ping(self, frame: Frame) -> None:
-        if self._pings.runs_over(self.now()):
+        if self._pings.runs_over(self._arrived):
             raise _Excess("ping_flood", "Too many PING frames.")
 
     def _count_settings(self, frame: Frame) -> None:
-        if self._settings.runs_over(self.now()):
+        if self._settings.runs_over(self._arrived):
             raise _Excess("settings_flood", "Too many SETTINGS frames.")
 
     def _count_control(self, frame: Frame) -> None:
-        if self._control.runs_over(self.now()):
+        if self._control.runs_over(self._arrived):
             # Each frame that it got lets a client open two windows.
             self._control.level -= 2 * (self._sent - self._credited)
             self._credited = self._sent
-            if self._control.runs_over(self.now(), 0):
+            if self._control.runs_over(self._arrived, 0):
                 raise _Excess("control_flood", "Too many frames that carry nothing.")
 
     def _count_data(self, frame: Frame) -> None:
@@ -1384,7 +1407,7 @@ class Http2Channel(Protocol):
         frame.additional_data = text.encode()
         self._last_stream = last
         self.flush()
-        self.tcp.write(frame.serialize())
+        write_now(self.tcp, frame.serialize())
 
     def _close(self, code: ErrorCodes = ErrorCodes.NO_ERROR, text: str = "") -> None:
         """Send no more, and wait until the client has read it all."""
@@ -1393,8 +1416,11 @@ class Http2Channel(Protocol):
         self._closing = True
         self._ring.clear()
         self._go_away(self.h2.highest_inbound_stream_id, code, text)
+        if self.refused:
+            self._throw_out()
+            return
         wait_s = self.limits.linger_s
-        if self.stalled and not self.refused:
+        if self.stalled:
             wait_s = self.site.http2_limits.flush_timeout_s
         self._close_by = self.now() + wait_s
         self._watch_by(self._close_by)
@@ -1405,6 +1431,17 @@ class Http2Channel(Protocol):
             # TLS has no half of a connection; it waits for the client's word by itself.
             self.tcp.unregisterProducer()
             self.tcp.loseConnection()
+
+    def _throw_out(self) -> None:
+        """See Note [Ends]."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self.tcp.unregisterProducer()
+        self.tcp.pauseProducing()
+        half = getattr(self.transport, "loseWriteConnection", None)
+        if half is not None and not self.secure:
+            half()
+        self.site.cut_off(self)
 
     # Time.
 

@@ -25,6 +25,7 @@ from txbedrock.inbound.http1 import Channel
 from txbedrock.inbound.http2 import Http2Channel, Http2Limits
 from txbedrock.inbound.opening import Connection, Opening
 from txbedrock.inbound.request import Request
+from txbedrock.inbound.turns import Turns
 
 __all__ = ["ClientLimits", "Site", "TooManyConnections"]
 
@@ -110,6 +111,9 @@ class Site(server.Site):
             Networks(trusted_proxies).contains,
             clock.seconds,
         )
+        self.turns = Turns(clock)
+        """When there is time for what clients send."""
+
         self.refusals: Counter[str] = Counter()
         """Connections refused, or closed for what they did, by kind."""
 
@@ -243,6 +247,16 @@ class Site(server.Site):
                 count=len(self.bounds),
                 refusals=", ".join(f"{name} {n}" for name, n in sorted(self.refusals.items())),
             )
+
+    def cut_off(self, channel: Connection) -> None:
+        """
+        Cut a connection that is over, when its client has had time to read why; that is
+        a courtesy, and not for any number of them.
+        """
+        if len(self._leaving) >= _MOST_LEAVING:
+            channel.abort()
+        else:
+            self._leaving[channel] = self.clock.callLater(_LEAVING_S, channel.abort)
 
     def is_last(self, requests: int) -> bool:
         """Must a connection go after so many requests?"""
