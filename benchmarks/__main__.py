@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checking, profiling, soaking
+from benchmarks import checking, profiling, soaking, stalling
 from benchmarks.measuring import FIGURES, QUICK, Bench, Effort, memory, signature, warm_up
 from benchmarks.native import compiled
 from benchmarks.peers import PEERS, PROTOCOLS, Running, make_certificate
@@ -59,7 +59,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     profile.add_argument("--top", type=int, default=25)
     soak = commands.add_parser("soak", help="memory and descriptors over many requests")
     soak.add_argument("--requests", type=int, default=1_000_000)
-    for one in (compare, profile, soak):
+    stall = commands.add_parser("stalls", help="what holds the reactor, under every load")
+    stall.add_argument("--write", type=Path, help="the file for the table; else printed")
+    for one in (compare, profile, soak, stall):
         one.add_argument("--quick", action="store_true", help="short, and only roughly right")
         one.add_argument("--installed", type=Path, default=Path(sys.prefix) / "peers",
                          help="where make bench-peers has put them")  # fmt: skip
@@ -211,11 +213,13 @@ def main(words: Sequence[str] | None = None) -> int:
             return stages(arguments)
         if arguments.command == "check":
             return checking.main()
-        if arguments.command in ("profile", "soak"):
+        if arguments.command in ("profile", "soak", "stalls"):
             effort = QUICK if arguments.quick else Effort()
             with bounded(3600), _bench(effort, arguments.installed) as bench:
                 if arguments.command == "soak":
                     return soaking.soak(bench, arguments.requests)
+                if arguments.command == "stalls":
+                    return stalling.main(bench, arguments.write)
                 profiling.profile(bench, not arguments.no_ledger, arguments.seconds, arguments.top)
                 return 0
         if arguments.command is None:

@@ -121,11 +121,14 @@ class Peer:
     paced: bool = True
     """Whether it keeps up with the fixed rate and the streams."""
 
-    settings: Mapping[str, bool] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the gateway, beside those that it has anyway."""
 
     twistd: Sequence[str] = ()
     """Options of ``twistd`` itself."""
+
+    program: Sequence[str | Path] = ()
+    """A script in place of ``twistd``, and its own arguments."""
 
     def path(self, verb: str) -> str:
         return f"{self.prefix}/model/{self.model}/{verb}"
@@ -441,9 +444,9 @@ def _txbedrock(peer: Peer, place: Place) -> Running:
     )
     child = Child(
         peer.name,
-        [sys.executable, Path(sys.executable).with_name("twistd"), "-n", "--pidfile=",
-         *peer.twistd, f"--logfile={place.folder / peer.name}.log", "bedrockproxy",
-         "--config", config,
+        [sys.executable, *(peer.program or [Path(sys.executable).with_name("twistd")]),
+         "-n", "--pidfile=", *peer.twistd,
+         f"--logfile={place.folder / peer.name}.log", "bedrockproxy", "--config", config,
          "--listen", f"tcp:{plain}:interface=127.0.0.1", "--listen", secure],
         place.folder, cores=place.cores, output=place.folder / f"{peer.name}.out",
     )  # fmt: skip

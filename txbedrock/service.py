@@ -5,7 +5,6 @@ Starting, being ready, draining and stopping, in this order.
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import platform
 import signal
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 
 import twisted
 from txbedrock import __version__
+from txbedrock.collecting import Collector
 from txbedrock.config import LedgerSettings
 from txbedrock.errors import LedgerUnavailable
 from txbedrock.exchange import Gateway
@@ -45,6 +45,7 @@ class GatewayService(Service):
     :param databases: ways to one database. The first is opened at the start, so that
         one that cannot be used is told of; the others are when they are needed.
     :param others: what starts and stops with it, beside the database.
+    :param stalls: looks on while requests are welcome.
     :param observer: what logs, set on the application that this service joins.
     :param program: whether it is a program of its own, which heeds signals and
         says on standard error why it does not start.
@@ -65,6 +66,7 @@ class GatewayService(Service):
         databases: Sequence[Database],
         ledger: KeptLedger | None,
         others: Sequence[Service],
+        stalls: Service,
         reload: Callable[[], object],
         shutdown_grace_s: float,
         notices: Sequence[str] = (),
@@ -80,6 +82,8 @@ class GatewayService(Service):
         self._databases = databases
         self._ledger = ledger
         self._others = others
+        self._stalls = stalls
+        self._collector = Collector(reactor, lambda: gateway.in_flight > 0)
         self._reload = reload
         self._grace_s = shutdown_grace_s
         self._notices = notices
@@ -174,13 +178,14 @@ class GatewayService(Service):
     def _take_requests(self, _: object) -> None:
         if self._program:
             # A service starts before its reactor does.
-            _calm_collector()
+            self._collector.startService()
             self._reactor.callWhenRunning(self._ready)
         else:
             self._ready()
 
     def _ready(self) -> None:
         self._loaded = True
+        self._stalls.startService()
         for port in self.ports:
             self._log.info("ready on {address}", address=shown(port.getHost()))
 
@@ -240,6 +245,8 @@ class GatewayService(Service):
             await _maybe(other.stopService())
         for database in self._databases:
             await database.close()
+        await _maybe(self._stalls.stopService())
+        self._collector.stopService()
         await _maybe(self._pool.closeCachedConnections())
         await _maybe(self._credentials.stopService())
         self._log.info("stopped")
@@ -313,18 +320,6 @@ class KeptLedger:
                 lambda: float(ledger.database_up),
             ),
         }
-
-
-def _calm_collector() -> None:
-    """
-    Let Python look for cyclic garbage rarely, and not among what stays for ever.
-
-    A request makes about as many objects as the collector waits for by default, few of
-    them in cycles: it would run with each, and now and then through tables and modules.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _fail() -> None:

@@ -52,8 +52,10 @@ class UntilFirstFrame:
         may_begin: Callable[[str, str], bool],
     ) -> None:
         self._downstream = downstream
-        self._commit = commit
-        self._may_begin = may_begin
+        # Both know this taker: kept for longer, all of an exchange would wait for the
+        # collector.
+        self._commit: Callable[[bytes], None] | None = commit
+        self._may_begin: Callable[[str, str], bool] | None = may_begin
         self._decoder = Decoder()
         self._held = b""
         self._producer: IPushProducer | None = None
@@ -85,6 +87,7 @@ class UntilFirstFrame:
             self.pass_on()
 
     def _is_good(self, frame: Frame) -> bool:
+        assert self._may_begin is not None
         kind = frame.headers.get(":message-type")
         if kind == "exception":
             name = str(frame.headers.get(":exception-type", ""))
@@ -96,9 +99,11 @@ class UntilFirstFrame:
 
     def pass_on(self) -> None:
         """The client gets what there is, and all that follows."""
+        assert self._commit is not None
         self.committed = True
         held, self._held = self._held, b""
         self._commit(held)
+        self._commit = self._may_begin = None
         if self._producer is not None:
             self._downstream.register_producer(self._producer)
 

@@ -56,6 +56,7 @@ from txbedrock.outbound.upstream import Upstream
 from txbedrock.probing import Prober
 from txbedrock.service import GatewayService, KeptLedger
 from txbedrock.signer import Signer
+from txbedrock.stalls import Stalls
 from txbedrock.storage.database import Database
 from txbedrock.storage.directory import Directory
 from txbedrock.storage.keys import AnyKey, KeyStore, MasterKey
@@ -114,6 +115,7 @@ def build(
     keys, directory = _keys(settings, databases[-1] if databases else None, reactor, wall_clock)
     models = Models(settings.deployments, settings.model_group_alias, settings.default)
     user_header = None if settings.user_header is None else settings.user_header.encode()
+    stalls = Stalls(reactor)
     metrics = Metrics(
         {
             "txbedrock_exchanges_in_flight": (
@@ -140,6 +142,7 @@ def build(
         },
         lambda: (
             *listeners.metrics(),
+            *stalls.metrics(),
             *connection_metrics(*service.site.tally(), service.site.refusals),
             *routing_metrics(failover.tally, failover.states()),
         ),
@@ -284,6 +287,7 @@ def build(
         endpoint=listeners.endpoint,
         site=site,
         gateway=gateway,
+        stalls=stalls,
         credentials=credentials,
         pool=pool,
         databases=databases,

@@ -182,7 +182,7 @@ class ThreadsTests(TestCase):
         self.assertEqual(unnamed_files(), self.files + 1)
         body.close()
         body.close()
-        self.assertEqual(unnamed_files(), self.files)
+        await until(lambda: unnamed_files() == self.files)
         self.assertEqual(body.start(), b"")
 
     async def test_closed_while_writing(self) -> None:
@@ -300,7 +300,7 @@ class BackpressureTests(SynchronousTestCase):
         self.body.close()
         done.cancel()
         self.failureResultOf(done, CancelledError)
-        self.disk.work()
+        self.disk.work_all()
         self.assertEqual(unnamed_files(), files)
         self.assertEqual(self.told, ["pause"])
 
@@ -419,7 +419,7 @@ class BackpressureTests(SynchronousTestCase):
         producer.pauseProducing()
         self.body.close()
         self.assertEqual(unnamed_files(), files + 1)
-        self.disk.work()
+        self.disk.work_all()
         self.assertEqual(unnamed_files(), files)
         producer.resumeProducing()
         self.failureResultOf(done, OSError)

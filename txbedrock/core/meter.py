@@ -17,6 +17,7 @@ from binascii import a2b_base64
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -233,9 +234,16 @@ class _Events(_Reading):
     """An event stream of which events of one type tell something each."""
 
     def __init__(
-        self, tally: Tally, readable: Readable, inflate: _Inflate | None, selection: Selection
+        self,
+        tally: Tally,
+        readable: Readable,
+        inflate: _Inflate | None,
+        selection: Selection,
+        long: type[_LongDocument] | None = None,
     ) -> None:
-        scanner = FrameScanner(selection, self._digest, _PAYLOAD_BYTES)
+        # No method of ours: each would keep the other until the collector runs.
+        digest = partial(long or _LongDocument, readable.wanted, tally)
+        scanner = FrameScanner(selection, digest, _PAYLOAD_BYTES)
         super().__init__(tally, readable, inflate, scanner)
 
     @property
@@ -265,9 +273,6 @@ class _Events(_Reading):
         payloads = self._scanner.feed(data)
         if payloads:
             self._take(payloads)
-
-    def _digest(self) -> _LongDocument:
-        return _LongDocument(self._readable.wanted, self._tally)
 
     def _take(self, payloads: list[bytes]) -> None:
         for payload in payloads:
@@ -313,12 +318,9 @@ class _Chunks(_Events):
     def __init__(
         self, tally: Tally, readable: Readable, inflate: _Inflate | None, selection: Selection
     ) -> None:
-        super().__init__(tally, readable, inflate, selection)
+        super().__init__(tally, readable, inflate, selection, _LongChunk)
         self._first: list[bytes] = []
         self._last: deque[bytes] = deque(maxlen=_LAST)
-
-    def _digest(self) -> _LongChunk:
-        return _LongChunk(self._readable.wanted, self._tally)
 
     def _take(self, payloads: list[bytes]) -> None:
         lacking = _FIRST - len(self._first)

@@ -229,8 +229,12 @@ class Body:
     def _close_file(self) -> None:
         # A thread may still be at it; the last one to come back closes.
         if self._file is not None and not self._writing and not self._reads:
-            self._file.close()
-            self._file = None
+            # It has no name: with it goes all that it holds, 7 ms for 25 MB.
+            closing, self._file = self._file, None
+            deferToThread(closing.close).addErrback(self._unclosable)
+
+    def _unclosable(self, failure: Failure) -> None:
+        self._log.failure("a spooled request body could not be closed", failure)
 
 
 @implementer(IBodyProducer)
