@@ -12,13 +12,15 @@ from benchmarks.peers import PEERS
 __all__ = ["soak"]
 
 _BATCHES = 20
+_STREAMS = 200
+_IDLE_S = 60.0
 _ALLOWED_GROWTH = 0.05
 
 
 def soak(bench: Bench, requests: int) -> int:
     """
-    :param requests: in twenty batches of 32 at a time; memory and descriptors are read between
-        them, when all connections of the batch are closed.
+    :param requests: in twenty batches of 32 at a time, each followed by streams; memory and
+        descriptors are read between them, when all connections of the batch are closed.
     :returns: 1 if memory has grown by more than 5 % since the second batch, or a descriptor
         is left over.
     """
@@ -31,8 +33,11 @@ def soak(bench: Bench, requests: int) -> int:
         for batch in range(_BATCHES):
             options = {"streams": 32, "count": requests // _BATCHES}
             done = bench.load(running, "http1", "unary", options, limit_s=1800)
-            # Idle connections to the upstream stay; the clients' are gone by now.
-            time.sleep(1.0)
+            # All at once: twenty events each, a millisecond apart.
+            bench.load(running, "http1", "streams", {"streams": _STREAMS}, asked="bench:20:1000:0")
+            # The clients' connections are gone by now. Idle ones to the upstream, as many as
+            # were needed at once, stay for 50 s.
+            time.sleep(_IDLE_S if batch in (1, _BATCHES - 1) else 1.0)
             found.append((child.memory().rss, child.descriptors()))
             print(
                 f"{(batch + 1) * requests // _BATCHES:>9,} requests: {found[-1][0] / 1e6:.1f} MB, "

@@ -21,7 +21,7 @@ from txbedrock.core.balance import Strategy
 from txbedrock.core.deployments import CredentialSpec, Deployment, OnDisconnect
 from txbedrock.core.models import Models
 from txbedrock.errors import ConfigError
-from txbedrock.outbound.chain import in_words
+from txbedrock.outbound.recipe import in_words
 
 
 def summary(settings: Settings) -> str:

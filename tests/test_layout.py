@@ -5,6 +5,7 @@ The house stays as it is laid: who may import whom, read from the source.
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +240,12 @@ class ModuleTests(SynchronousTestCase):
         self.assertEqual(list((ROOT / "twisted").rglob("__init__.py")), [])
         plugins = [path.name for path in (ROOT / "twisted").rglob("*.py")]
         self.assertEqual(plugins, ["txbedrock_plugin.py"])
+
+    def test_botocore_is_for_those_who_need_it(self) -> None:
+        """It takes 8 MB: a gateway with keys of its own starts without it."""
+        code = "import sys, txbedrock.tap, txbedrock.wiring; sys.exit('botocore' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+        self.assertEqual(done.returncode, 0)
 
     def test_plugin_is_light(self) -> None:
         """twistd loads every plugin for every program: ours imports nothing of ours."""

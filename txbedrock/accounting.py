@@ -81,6 +81,13 @@ class Accounts:
                 meter.hints = _read_hints(request, choice)
         return meter
 
+    def ask_of_request(self, choice: Choice) -> bool:
+        """Whether the price of an answer may depend on its request."""
+        if not choice.model_id:
+            return True
+        price = self.price_of(choice, choice.model_id)
+        return price is None or not price.hinted <= _NOT_OF_REQUEST
+
     def price(self, record: ExchangeRecord) -> Cost:
         """What an exchange cost whose answer has been seen to its end, or as far as it came."""
         if record.cost is None:
@@ -255,6 +262,7 @@ class Accounts:
 
 
 _NO_HINTS = RequestHints()
+_NOT_OF_REQUEST = frozenset(("duration_ms",))
 
 
 def _read_hints(request: InboundRequest, choice: Choice) -> RequestHints:

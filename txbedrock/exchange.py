@@ -140,14 +140,15 @@ class Gateway:
         for relay in list(self._draining):
             relay.stop()
 
-    async def serve(self, request: InboundRequest, downstream: IDownstream) -> None:
+    def serve(self, request: InboundRequest, downstream: IDownstream) -> Coroutine[Any, Any, None]:
         """
         Carry one request, answer it, and record it exactly once.
 
         Cancel it when the client leaves. It raises nothing.
         """
+        # Not a coroutine of its own, which would last as long as the exchange.
         record = ExchangeRecord(request, bytes_up=request.body.length)
-        await self._serve(self._carry(request, downstream, record), downstream, record)
+        return self._serve(self._carry(request, downstream, record), downstream, record)
 
     async def probe(self, request: InboundRequest, choice: Choice) -> ExchangeRecord:
         """
@@ -485,45 +486,28 @@ class Gateway:
                 raise _Again(delay_s)
         meter = record.meter = self._accounts.meter(record.request, match, choice, response)
         headers = downstream_headers(response.headers) + self._own_headers(record, choice, course)
-
-        def send_head(data: bytes = b"") -> None:
-            if response.status < 400:
-                course.begun()
-            record.status = response.status
-            if record.reservation is not None:
-                headers.extend(record.reservation.headers())
-            downstream.head(response.status, response.phrase, headers, response.length, data)
-
-        again: list[_Again] = []
-
-        def may_begin(kind: str, message: str) -> bool:
-            delay_s = course.again(failure_in_frame(match, response.status, kind, message))
-            if delay_s is None:
-                return True
-            again.append(_Again(delay_s))
-            relay.stop()
-            return False
-
+        most = self._most_events(meter, record)
         taker: ITaker = downstream
+        beginning: _Beginning | None = None
         if short:
             if response.status < 400:
                 course.begun()
             taker = UntilWhole()
         elif meter.framed and response.status < 300:
-            taker = UntilFirstFrame(downstream, send_head, may_begin)
+            beginning = _Beginning(
+                self._accounts, match, choice, response, headers, downstream, record, course
+            )
+            taker = UntilFirstFrame(beginning.commit, beginning.is_welcome)
         else:
-            send_head()
-        overrun = False
-
-        def watch(data: bytes) -> None:
-            nonlocal overrun
-            meter.feed(data)
-            if meter.frames > most and meter.at_boundary:
-                overrun = True
-                relay.stop()
-
-        most = self._most_events(meter, record)
-        relay = self._upstream.relay(response, taker, watch if most else meter.feed)
+            _Beginning(
+                self._accounts, match, choice, response, headers, downstream, record, course
+            ).send()
+        watch = _Watch(meter, most) if most else None
+        relay = self._upstream.relay(response, taker, meter.feed if watch is None else watch.feed)
+        if watch is not None:
+            watch.relay = relay
+        if beginning is not None:
+            beginning.relay = relay
         try:
             ending = await relay.run()
         except CancelledError:
@@ -532,7 +516,7 @@ class Gateway:
             return _nothing
         finally:
             record.bytes_down = relay.relayed
-        if overrun:
+        if watch is not None and watch.overrun:
             ending = Ending.OVERRUN
         elif ending is Ending.COMPLETE and meter.framed and not meter.at_boundary:
             # The upstream ended well, as HTTP sees it, but inside a frame.
@@ -548,8 +532,8 @@ class Gateway:
             return self._whole(response, body, headers, downstream, record)
         if isinstance(taker, UntilFirstFrame) and not taker.committed:
             record.bytes_down = 0
-            if again:
-                raise again[0]
+            if beginning is not None and beginning.again is not None:
+                raise beginning.again
             raise UpstreamBroke("Bedrock ended the stream before its first event.")
         # A length that was told cannot be exceeded by a frame of ours.
         can_tell = response.length is None and meter.framed and meter.at_boundary
@@ -672,6 +656,111 @@ class Gateway:
         reply.headers.append((b"x-litellm-call-id", record.request.id.encode()))
         record.bytes_down = len(reply.body)
         return lambda: downstream.reply(reply)
+
+
+class _Beginning:
+    """How an answer begins that goes down as it comes."""
+
+    __slots__ = (
+        "_accounts",
+        "_choice",
+        "_course",
+        "_downstream",
+        "_headers",
+        "_match",
+        "_record",
+        "_response",
+        "again",
+        "relay",
+    )
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        match: Match,
+        choice: Choice,
+        response: IUpstreamResponse,
+        headers: HeaderList,
+        downstream: IDownstream,
+        record: ExchangeRecord,
+        course: Course,
+    ) -> None:
+        self._accounts = accounts
+        self._match = match
+        self._choice = choice
+        self._response = response
+        self._downstream = downstream
+        self._record = record
+        self._course = course
+        self._headers = headers
+        self.relay: IRelay | None = None
+        self.again: _Again | None = None
+        """Nothing was sent, as there is another attempt."""
+
+    def send(self, data: bytes = b"") -> None:
+        """
+        Send the head. After it there is no other attempt, and the answer may take hours:
+        what is not needed for it is let go.
+        """
+        response, record = self._response, self._record
+        if response.status < 400:
+            self._course.begun()
+        record.status = response.status
+        headers = self._headers
+        if record.reservation is not None:
+            headers += record.reservation.headers()
+        self._downstream.head(response.status, response.phrase, headers, response.length, data)
+        headers.clear()
+        for reservation in (record.reservation, record.at_deployment):
+            if reservation is not None:
+                reservation.let_go()
+        self._course.let_go()
+        response.let_go()
+        if not self._accounts.ask_of_request(self._choice):
+            record.request.let_go()
+            self._downstream.let_go()
+
+    def commit(self, data: bytes) -> None:
+        """The first frame is here: send it, and have what follows go down directly."""
+        self.send(data)
+        assert self.relay is not None
+        self.relay.hand_over(self._downstream)
+
+    def is_welcome(self, kind: str, message: str) -> bool:
+        """Whether the client gets an exception; if not there is another attempt."""
+        response = self._response
+        failure = failure_in_frame(self._match, response.status, kind, message)
+        delay_s = self._course.again(failure)
+        if delay_s is None:
+            return True
+        self.again = _Again(delay_s)
+        assert self.relay is not None
+        self.relay.stop()
+        return False
+
+
+class _Watch:
+    """
+    Feeds a meter, and ends a stream that is longer than there is room for.
+
+    :param most: events, each a token at least.
+    """
+
+    __slots__ = ("_meter", "_most", "overrun", "relay")
+
+    def __init__(self, meter: IMeter, most: int) -> None:
+        self._meter = meter
+        self._most = most
+        self.relay: IRelay | None = None
+        self.overrun = False
+
+    def feed(self, data: bytes) -> None:
+        meter = self._meter
+        meter.feed(data)
+        if meter.frames > self._most and meter.at_boundary:
+            self.overrun = True
+            assert self.relay is not None
+            self.relay.stop()
 
 
 class _Again(Exception):

@@ -290,6 +290,11 @@ class Course:
             self._flight.first_byte(now)
             self._attempts.succeeded(self._flight.choice.deployment.id, now)
 
+    def let_go(self) -> None:
+        """The client has got the head: there is no other attempt."""
+        if self._demand is not None:
+            self._demand.let_go()
+
     def ended(self, failure: FailureKind | None, usage: Usage | None) -> None:
         """The answer that the client gets is over, well or not."""
         flight, self._flight = self._flight, None
@@ -319,7 +324,7 @@ class Course:
         flight = self._flight
         self.abandoned()
         if flight is not None:
-            self._ask.barred.add(flight.choice.deployment.id)
+            self._ask.barred = (*self._ask.barred, flight.choice.deployment.id)
         return any(one.deployment.id not in self._ask.barred for one in self._ask.choices)
 
     def abandoned(self) -> None:
@@ -352,7 +357,7 @@ class Course:
             return None
         deployment = flight.choice.deployment
         if not attempts.may_try(deployment.id, deployment.max_retries):
-            ask.barred.add(deployment.id)
+            ask.barred = (*ask.barred, deployment.id)
         rotation = failover.balancer.in_rotation(ask.choices, now)
         decision = attempts.after_failure(
             deployment.id,
@@ -390,7 +395,7 @@ class Course:
                 return False
             self._name = name
             self.model_name = resolution.model_name or name
-            self._ask = replace(self._ask, choices=resolution.choices, tried=set(), barred=set())
+            self._ask = replace(self._ask, choices=resolution.choices, tried=(), barred=())
             self.fallbacks += 1
             self.fell_back = True
             group = resolution.model_name or DIRECT

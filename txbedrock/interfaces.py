@@ -23,7 +23,7 @@ from txbedrock.core.demand import Demand
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.core.entries import By, Filters, LedgerEntry, Page, Total
 from txbedrock.core.grants import Budget, Customer, Grant, Key, Level, Tag, Team, User
-from txbedrock.core.headers import HeaderList
+from txbedrock.core.headers import NO_HEADERS, HeaderList
 from txbedrock.core.health import FailureKind
 from txbedrock.core.models import Choice
 from txbedrock.core.operations import Match
@@ -85,6 +85,9 @@ class IBody(Protocol):
         :raises ProxyError: whatever ``edit`` raises.
         """
 
+    def let_go(self) -> None:
+        """Hold it no longer: nobody will ask for it again."""
+
 
 @dataclass(slots=True)
 class InboundRequest:
@@ -114,6 +117,11 @@ class InboundRequest:
 
     certificate: ClientCertificate | None = None
     """What the client has shown in the TLS handshake; None: nothing."""
+
+    def let_go(self) -> None:
+        """Forget what only attempts need, of which there will be no more."""
+        self.headers = NO_HEADERS
+        self.body.let_go()
 
 
 class ITaker(Protocol):
@@ -157,6 +165,9 @@ class IDownstream(ITaker, Protocol):
     def reply(self, reply: Reply) -> None:
         """Send an answer of the gateway's own and finish."""
 
+    def let_go(self) -> None:
+        """An answer has begun that may take long: keep nothing that it does not need."""
+
 
 @dataclass(slots=True)
 class UpstreamRequest:
@@ -193,6 +204,9 @@ class IUpstreamResponse(Protocol):
 
     async def discard(self) -> None:
         """Throw the body away, so that the connection can be used again or closed."""
+
+    def let_go(self) -> None:
+        """Forget the headers: the client has got them."""
 
 
 class Ending(Enum):
@@ -239,6 +253,9 @@ class IRelay(Protocol):
 
     def stop(self) -> None:
         """Close the upstream now."""
+
+    def hand_over(self, taker: ITaker) -> None:
+        """From now on somebody else takes the body; to be called while it is relayed."""
 
 
 class IUpstream(Protocol):
@@ -438,6 +455,9 @@ class IReservation(Protocol):
 
     def output_tokens(self) -> int:
         """How many tokens of an answer there is room for."""
+
+    def let_go(self) -> None:
+        """The answer has begun: only how it ends is still to be told."""
 
     def headers(self, picousd: int | None = None) -> HeaderList:
         """

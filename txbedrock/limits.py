@@ -130,6 +130,10 @@ class Reservation:
         """How many tokens of an answer there is room for."""
         return self._demand.output_tokens()
 
+    def let_go(self) -> None:
+        """The answer has begun: only how it ends is still to be told."""
+        self._demand.let_go()
+
     def headers(self, picousd: int | None = None) -> HeaderList:
         """
         What the answer says of the limits; may be asked before and after it is settled.

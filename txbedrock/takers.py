@@ -11,7 +11,6 @@ from twisted.internet.interfaces import IPushProducer
 from txbedrock.core.eventstream import Decoder, EventStreamError, Frame
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import Reply
-from txbedrock.interfaces import IDownstream
 
 __all__ = ["NOBODY", "UntilFirstFrame", "UntilWhole"]
 
@@ -37,28 +36,25 @@ class UntilWhole:
 
 class UntilFirstFrame:
     """
-    Holds an event stream back until its first frame is here, and passes it on then.
+    Holds an event stream back until its first frame is here.
 
-    :param downstream: the client.
-    :param commit: sends the head, and the first piece of the body.
+    :param commit: sends the head and what has come of the body, and has somebody else
+        take the rest.
     :param may_begin: asked when the first frame is an exception, with its type and
         message; False: nothing is sent.
     """
 
+    __slots__ = ("_commit", "_decoder", "_held", "_may_begin", "committed", "refused")
+
     def __init__(
-        self,
-        downstream: IDownstream,
-        commit: Callable[[bytes], None],
-        may_begin: Callable[[str, str], bool],
+        self, commit: Callable[[bytes], None], may_begin: Callable[[str, str], bool]
     ) -> None:
-        self._downstream = downstream
         # Both know this taker: kept for longer, all of an exchange would wait for the
         # collector.
         self._commit: Callable[[bytes], None] | None = commit
         self._may_begin: Callable[[str, str], bool] | None = may_begin
-        self._decoder = Decoder()
+        self._decoder: Decoder | None = Decoder()
         self._held = b""
-        self._producer: IPushProducer | None = None
         self.committed = False
         """The client has got the head."""
 
@@ -66,13 +62,12 @@ class UntilFirstFrame:
         """The first frame was an exception, and nothing was sent."""
 
     def write(self, data: bytes) -> None:
-        if self.committed:
-            self._downstream.write(data)
-        elif not self.refused:
+        if not self.refused:
             self._held += data
             self._look(data)
 
     def _look(self, data: bytes) -> None:
+        assert self._decoder is not None
         try:
             frames = self._decoder.feed(data)
         except EventStreamError as error:
@@ -102,20 +97,15 @@ class UntilFirstFrame:
         assert self._commit is not None
         self.committed = True
         held, self._held = self._held, b""
+        self._decoder = None
         self._commit(held)
         self._commit = self._may_begin = None
-        if self._producer is not None:
-            self._downstream.register_producer(self._producer)
 
     def register_producer(self, producer: IPushProducer) -> None:
-        self._producer = producer
-        if self.committed:
-            self._downstream.register_producer(producer)
+        """It takes everything: it is little until it is passed on."""
 
     def unregister_producer(self) -> None:
-        self._producer = None
-        if self.committed:
-            self._downstream.unregister_producer()
+        pass
 
 
 class _Nobody:
@@ -141,6 +131,9 @@ class _Nobody:
         pass
 
     def reply(self, reply: Reply) -> None:
+        pass
+
+    def let_go(self) -> None:
         pass
 
     def register_producer(self, producer: IPushProducer) -> None:

@@ -20,7 +20,7 @@ from txbedrock.errors import ConfigError
 from txbedrock.inbound.tls import BadCertificate
 from txbedrock.listeners import BadListener, Listener
 from txbedrock.logs import LazyFileObserver, Redaction
-from txbedrock.outbound.chain import in_words
+from txbedrock.outbound.recipe import in_words
 from txbedrock.wiring import build
 
 __all__ = ["Options", "makeService"]

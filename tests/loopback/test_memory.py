@@ -294,6 +294,35 @@ class FloodTests(MemoryTestCase):
         self.assertEqual(reader.hash.hexdigest(), expected.hexdigest())
 
 
+class OpenTests(MemoryTestCase):
+    """200 streams that are open."""
+
+    async def test_requests_are_let_go(self) -> None:
+        """
+        A stream that has begun costs less than 60 kB, however long its request was: it
+        is not asked again.
+        """
+        self.start_sandbox()
+        await self.start_program()
+        await self.read_all()
+        self.sandbox.faults.add("hang", at="body", after=2, times=None)
+        text = "x" * 500_000
+        body = json.dumps({"messages": [{"role": "user", "content": [{"text": text}]}]}).encode()
+
+        async def begin(count: int) -> None:
+            for _ in range(count):
+                client: BareClient = await self.open(BareClient)
+                client.write(request(STREAM, body))
+                await until(lambda: len(client.body) > 100 or client.lost is not None)  # noqa: B023
+                self.assertEqual(client.status, 200)
+
+        # What one upload needs for a moment is there then.
+        await begin(5)
+        growth = await self.growth("200 open streams", lambda: begin(200))
+        self.assertLess(growth, 200 * 60_000)
+        self.lines()
+
+
 class LeavingTests(MemoryTestCase):
     """200 clients that leave in the body of their answers."""
 

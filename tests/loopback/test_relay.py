@@ -125,6 +125,31 @@ class WholeTests(GatewayTestCase):
             connection[0].write(chunk(FRAME))
             await until(lambda: client.dechunked() == FRAME * count)  # noqa: B023
 
+    async def test_requests_behind_a_stream(self) -> None:
+        """A connection whose answer takes long reads what comes after it all the same."""
+        await self.start()
+        streams: list[UpstreamConnection] = []
+
+        def script(up: UpstreamConnection, asked: Received) -> None:
+            if b"-stream" in asked.target:
+                streams.append(up)
+                up.write(EVENT_STREAM + chunk(FRAME))
+            else:
+                up.write(answer(b'{"second": true}'))
+
+        self.upstream.script = script
+        first, second = request(STREAM), request()
+        for sent_with_it in (0, 10, 60, len(second)):
+            client = await self.connect()
+            client.write(first + second[:sent_with_it])
+            await until(lambda: client.dechunked() == FRAME)  # noqa: B023
+            client.write(second[sent_with_it:])
+            await pause(0.05)
+            self.assertNotIn(b"second", client.received)
+            streams.pop().write(chunk(FRAME) + b"0\r\n\r\n")
+            await until(lambda: client.received.endswith(b'{"second": true}'))  # noqa: B023
+            self.assertEqual(client.received.count(b"HTTP/1.1 200"), 2)
+
 
 class CutTests(GatewayTestCase):
     """Answers that break never look whole."""

@@ -24,9 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from botocore.configloader import load_config, raw_config_parse
-from botocore.exceptions import BotoCoreError
-
 from txbedrock.config import access, clients, litellm, routing
 from txbedrock.config.fields import (
     Field,
@@ -944,6 +941,10 @@ def _profile_value(environ: Mapping[str, str], profile: str | None, key: str) ->
             path = os.path.join(home, path[2:])
         if not path or not os.path.isfile(path):
             continue
+        # 8 MB, for those who have such a file.
+        from botocore.configloader import load_config, raw_config_parse
+        from botocore.exceptions import BotoCoreError
+
         try:
             profiles = (
                 load_config(path)["profiles"] if usual == "config" else raw_config_parse(path)

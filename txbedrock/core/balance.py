@@ -12,8 +12,8 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
@@ -238,10 +238,10 @@ class Ask:
     tokens: int = 0
     """How many it may take from a quota; 0: not known."""
 
-    tried: set[str] = field(default_factory=set)
+    tried: Collection[str] = ()
     """Ids of the deployments where it has been. :meth:`Balancer.take` adds to them."""
 
-    barred: set[str] = field(default_factory=set)
+    barred: Collection[str] = ()
     """Those of :attr:`tried` to which it must not go again."""
 
 
@@ -1034,7 +1034,8 @@ class Balancer:
             waiter.ready(outcome)
 
     def _begin(self, target: _Target, ask: Ask, now: float) -> InFlight:
-        ask.tried.add(target.member.id)
+        if target.member.id not in ask.tried:
+            ask.tried = (*ask.tried, target.member.id)
         return InFlight(self, target, ask, now)
 
     # Choosing. See Note [Where the next attempt goes].

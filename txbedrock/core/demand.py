@@ -360,6 +360,15 @@ class Demand:
                 + usage.cache_write_1h_tokens,
             )
 
+    def let_go(self) -> None:
+        """
+        Hold the body, up to a megabyte, no longer. Only :meth:`used` and :meth:`learn` may
+        be called from now on.
+        """
+        self._body = b""
+        self._headers = None
+        self._given = _NOTHING
+
     def _estimate(self) -> None:
         if self._text < 0:
             self._look()

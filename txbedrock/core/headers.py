@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "NO_HEADERS",
     "HeaderList",
     "Indexed",
     "downstream_headers",
@@ -183,6 +184,10 @@ class Indexed(list[tuple[bytes, bytes]]):
         super().__init__(headers)
         self.first = {name.lower(): value for name, value in reversed(headers)}
         """The first value of each name, in lower case."""
+
+
+NO_HEADERS: HeaderList = Indexed([])
+"""In place of some that are not needed any more; not to be changed."""
 
 
 def first_values(headers: HeaderList) -> Mapping[bytes, bytes]:

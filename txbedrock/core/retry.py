@@ -353,6 +353,9 @@ class Retries:
         return budget
 
 
+_NOBODY: frozenset[str] = frozenset()
+
+
 class Attempts:
     """
     The attempts of one request. Deployments are told by any text of the caller's,
@@ -391,7 +394,7 @@ class Attempts:
         self._retried = 0  # in this group
         self._waited = 0
         self._next_is_free = False
-        self._free: set[str] = set()
+        self._free = _NOBODY
         self.tried: dict[str, int] = {}
         """How often each deployment was tried."""
 
@@ -406,19 +409,20 @@ class Attempts:
             self._budget.request(now)
         self.tried[target] = self.tried.get(target, 0) + 1
         if self._next_is_free:
-            self._free.add(target)
+            self._free |= {target}
             self._next_is_free = False
 
     def succeeded(self, target: str, now: float) -> None:
         """An answer has come that goes to the client."""
         self._retries.records.add(target, False, now)
-        self._free.discard(target)
+        if self._free:
+            self._free -= {target}
 
     def failed(self, target: str, kind: FailureKind, now: float) -> None:
         """An attempt has failed, and nothing follows from it: another is under way."""
         self._retries.records.add(target, not kind.clients, now)
         if target in self._free:
-            self._free.discard(target)
+            self._free -= {target}
             if not kind.clients:
                 self._budget.charge(now)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections import deque
 from collections.abc import Callable
 from typing import IO, TypeVar
 
@@ -52,18 +51,18 @@ class Body:
     ) -> None:
         self._pause = pause
         self._resume = resume
-        self._hash = hashlib.sha256()
+        self._hash: hashlib._Hash | None = hashlib.sha256()
         self._pieces: list[bytes] = []
         self._whole = b""
         self._file: IO[bytes] | None = None
         self._spooled = False
-        self._unwritten: deque[bytes] = deque()
+        self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
         self._writing = False
         self._paused = False
         self._closed = False
         self._reads = 0
-        self._edits: list[Body] = []
+        self._edits: tuple[Body, ...] = ()
         self._ended: Deferred[None] | None = None
         self._failure: Failure | None = None
         self.length = 0
@@ -72,6 +71,7 @@ class Body:
 
     def write(self, data: bytes) -> None:
         """Take the next piece."""
+        assert self._hash is not None
         self.length += len(data)
         self._hash.update(data)
         if not self._spooled:
@@ -90,15 +90,25 @@ class Body:
         if not self._writing:
             self._write_on()
 
+    def ended(self) -> bool:
+        """
+        No more pieces will come.
+
+        :returns: all are where they belong; if not, :meth:`complete` waits for them.
+        """
+        if self._spooled:
+            return False
+        self._whole = b"".join(self._pieces)
+        self._pieces.clear()
+        return True
+
     async def complete(self) -> None:
         """
         No more pieces will come; wait until all are where they belong.
 
         :raises OSError: the disk did not take them.
         """
-        if not self._spooled:
-            self._whole = b"".join(self._pieces)
-            self._pieces.clear()
+        if self.ended():
             return
         if self._writing:
             self._ended = Deferred()
@@ -146,6 +156,7 @@ class Body:
     @property
     def sha256(self) -> str:
         """Lower-case hex."""
+        assert self._hash is not None
         return self._hash.hexdigest()
 
     def start(self) -> bytes:
@@ -174,7 +185,7 @@ class Body:
             await body.complete()
         else:
             await _one_edits.run(self._edit_in_thread, edit, body)
-        self._edits.append(body)
+        self._edits += (body,)
         if self._closed:
             body.close()
         return body
@@ -187,7 +198,7 @@ class Body:
 
         def in_thread() -> None:
             data = edit(os.pread(file, self.length, 0))
-            body._hash.update(data)
+            body._hash = hashlib.sha256(data)
             body.length = len(data)
             body._spooled = True
             body._whole = data[:_IN_MEMORY]
@@ -216,6 +227,18 @@ class Body:
             self._close_file()
         return result
 
+    def let_go(self) -> None:
+        """
+        Give back memory, up to a megabyte: nobody will ask for the body again.
+
+        Who has a producer of it may go on: that holds what it needs, or reads the file.
+        """
+        for body in self._edits:
+            body.let_go()
+        self._whole = b""
+        self._pause = self._resume = _nothing
+        self._hash = None
+
     def close(self) -> None:
         """Give back memory and disk."""
         self._closed = True
@@ -235,6 +258,10 @@ class Body:
 
     def _unclosable(self, failure: Failure) -> None:
         self._log.failure("a spooled request body could not be closed", failure)
+
+
+def _nothing() -> None:
+    """The whole body is here."""
 
 
 @implementer(IBodyProducer)

@@ -605,6 +605,9 @@ class Channel(Protocol):
             producer.pauseProducing()
         self._read()
 
+    def let_go(self) -> None:
+        """The answer will take a while. Nothing of the request is kept here as it is."""
+
     def unregisterProducer(self) -> None:
         self._tcp.unregisterProducer()
         if not self._closing:

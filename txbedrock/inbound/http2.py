@@ -843,6 +843,10 @@ class Stream:
         else:
             self._channel.watch_answer()
 
+    def let_go(self) -> None:
+        """The answer will take a while: keep nothing of the request."""
+        self._head.fields = []
+
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         if self._producer is not None:
             raise ValueError("another producer is registered")

@@ -4,10 +4,12 @@ The beginning of a client's connection: is it HTTP/1.1 or HTTP/2?
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection as Connected
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from txbedrock.inbound.http1 import Channel
@@ -79,10 +81,14 @@ class Opening(Protocol):
 
     def _hand_over(self, channel: Channel | Http2Channel, data: bytes) -> None:
         self._stop_timer()
-        self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
-        self.connectionLost = channel.connectionLost  # type: ignore[method-assign]
-        transport = self.transport
-        assert transport is not None
+        transport: Any = self.transport
+        if isinstance(transport, Connected):
+            transport.protocol = channel
+        elif isinstance(transport, ProtocolWrapper):
+            transport.wrappedProtocol = channel
+        else:
+            self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
+            self.connectionLost = channel.connectionLost  # type: ignore[method-assign]
         self.site.became(self, channel)
         channel.makeConnection(transport)
         channel.dataReceived(data)

@@ -5,7 +5,8 @@ The leaf of the Resource tree: everything below the prefix goes to Bedrock.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
@@ -58,6 +59,9 @@ class Downstream:
     def register_producer(self, producer: IPushProducer) -> None:
         self._request.registerProducer(producer, True)
 
+    def let_go(self) -> None:
+        self._request.let_go()
+
     def unregister_producer(self) -> None:
         if not self._request.disconnected:
             self._request.unregisterProducer()
@@ -76,7 +80,7 @@ class ProxyResource(Resource):
 
     def __init__(
         self,
-        serve: Callable[[InboundRequest, IDownstream], Awaitable[None]],
+        serve: Callable[[InboundRequest, IDownstream], Coroutine[Any, Any, None]],
         prefix_segments: int,
     ) -> None:
         Resource.__init__(self)
@@ -84,15 +88,22 @@ class ProxyResource(Resource):
         self._prefix_segments = prefix_segments
 
     def render(self, request: Request) -> int:
-        serving = Deferred.fromCoroutine(self._serve(request))
+        # Nearly always it is at hand, and nothing but the exchange itself is left to last.
+        at_hand = request.content.ended()
+        serving = Deferred.fromCoroutine(
+            self._exchange(request) if at_hand else self._serve(request)
+        )
         request.when_lost(serving.cancel)
         serving.addErrback(self._failed, request)
         return NOT_DONE_YET
 
     async def _serve(self, request: Request) -> None:
         await request.content.complete()
+        await self._exchange(request)
+
+    def _exchange(self, request: Request) -> Coroutine[Any, Any, None]:
         path = request.uri.partition(b"?")[0]
-        await self._carry(inbound_request(request, self._below_prefix(path)), Downstream(request))
+        return self._carry(inbound_request(request, self._below_prefix(path)), Downstream(request))
 
     def _below_prefix(self, path: bytes) -> bytes:
         for _ in range(self._prefix_segments):

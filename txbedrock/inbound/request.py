@@ -23,7 +23,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 
 from txbedrock.core.addresses import client_address
-from txbedrock.core.headers import HeaderList, Indexed
+from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
 from txbedrock.core.operations import usual_path
 from txbedrock.core.replies import Reply, render
 from txbedrock.errors import BodyTooLarge, InternalError, MethodNotAllowed, ProxyError
@@ -53,10 +53,9 @@ class Request:
 
     :param channel: what it came over. It is called: ``writeHeaders``, ``write``,
         ``requestDone`` for the answer, ``registerProducer``, ``unregisterProducer``,
-        ``abort``, ``cut_off``, ``refuse``, ``pause_upload``, ``resume_upload``, and has
-        ``site``, ``limits``, ``refused``, ``transport``, ``secure``, ``peer_host``. It calls
-
-        :meth:`begin`, :meth:`feed`, :meth:`whole` or :meth:`connectionLost`.
+        ``abort``, ``cut_off``, ``refuse``, ``pause_upload``, ``resume_upload``, ``let_go``,
+        and has ``site``, ``limits``, ``refused``, ``transport``, ``secure``, ``peer_host``.
+        It calls :meth:`begin`, :meth:`feed`, :meth:`whole` or :meth:`connectionLost`.
     :param uri: the request target as it was sent.
     :param headers: as they were sent.
     """
@@ -338,6 +337,16 @@ class Request:
             told.callback(None)
         self.channel.requestDone(self)
         self.content.close()
+
+    def let_go(self) -> None:
+        """
+        Keep nothing of what was asked but its first line: an answer has begun that may
+        take hours, and nobody will look.
+        """
+        self.headers = NO_HEADERS
+        self.postpath.clear()
+        self._headers = None
+        self.channel.let_go()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         self.channel.registerProducer(producer, streaming)

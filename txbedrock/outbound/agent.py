@@ -8,7 +8,6 @@ import os
 import ssl
 from typing import Any
 
-import botocore
 from OpenSSL import SSL
 from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -56,6 +55,8 @@ def _default_bundle() -> str | None:
     paths = ssl.get_default_verify_paths()
     if paths.cafile or (paths.capath and any(os.scandir(paths.capath))):
         return None
+    import botocore
+
     return os.path.join(os.path.dirname(botocore.__file__), "cacert.pem")
 
 

@@ -1,8 +1,8 @@
 """
 Getting AWS credentials with botocore. Everything here blocks.
 
-A :class:`Recipe` says how the credentials of a spec are got; its :meth:`load
-<Recipe.load>` is called in a thread and gives back a value.
+A :class:`~.recipe.Recipe` says how the credentials of a spec are got; its ``load`` is
+called in a thread, comes here, and gives back a value.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -44,11 +43,17 @@ from botocore.credentials import (
 from botocore.credentials import Credentials as BotocoreCredentials
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
-from txbedrock.core.credentials import BearerToken, Credentials
-from txbedrock.core.deployments import CredentialSpec
-from txbedrock.core.identity import session_name as tagged_session_name
+from txbedrock.core.credentials import Credentials
+from txbedrock.outbound.recipe import (
+    NO_VALID,
+    Failed,
+    Loaded,
+    Recipe,
+    is_path,
+    text,
+)
 
-__all__ = ["NO_VALID", "Failed", "Loaded", "Recipe", "in_words", "until"]
+__all__ = ["Loading"]
 
 _STS_CONNECT_TIMEOUT_S = 3.0
 _STS_READ_TIMEOUT_S = 5.0
@@ -56,44 +61,10 @@ _STS_ATTEMPTS = 2
 _PROCESS_TIMEOUT_S = 60.0
 _MAX_REASON_CHARS = 600
 
-NO_VALID = (
-    "The gateway has no valid AWS credentials for this request and keeps trying to get some."
-    " If this lasts, tell whoever runs the gateway: its log says why."
-)
 _NONE_FOUND = (
     "The gateway has found no AWS credentials. Whoever runs it must configure keys,"
     " a profile, a role or a Bedrock API key."
 )
-
-
-def until(expires: float) -> str:
-    """For the log: "valid ..."."""
-    if expires == float("inf"):
-        return "without expiry"
-    return f"until {datetime.fromtimestamp(expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a load has brought."""
-
-    credentials: Credentials
-    expires: float = float("inf")
-    """POSIX seconds."""
-
-    rereadable: bool = False
-    """From a file that other tools edit, and without expiry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Why a load has brought nothing."""
-
-    reason: str
-    """For the log; holds no secret."""
-
-    message: str
-    """For the client."""
 
 
 class _Unusable(Exception):
@@ -141,85 +112,8 @@ class _Secrets:
         return text if len(text) <= _MAX_REASON_CHARS else text[:_MAX_REASON_CHARS] + "..."
 
 
-def _text(value: str | None) -> str | None:
-    """A setting without the line end that files and secret stores like to add."""
-    return (value or "").strip() or None
-
-
-def in_words(spec: CredentialSpec, environ: Mapping[str, str]) -> str:
-    """Where the credentials of a spec come from, without any secret."""
-    return Recipe(spec, environ, session_name="").words
-
-
-class Recipe:
-    """
-    How the credentials of a spec are got.
-
-    :ivar bearer: the API key, if there is one.
-    :ivar ready: credentials that need no loading.
-    :ivar loads: whether :meth:`load` is to be called at all.
-    :ivar optional: whether the gateway can do without what it loads.
-    :ivar tagged: whether it is one of many, for whom a session of the role is.
-    :ivar words: for people.
-    """
-
-    def __init__(
-        self, spec: CredentialSpec, environ: Mapping[str, str], session_name: str
-    ) -> None:
-        self._environ = environ
-        self._session_name = (
-            _text(spec.role_session_name) or _text(environ.get("AWS_ROLE_SESSION_NAME"))
-        ) or session_name
-        self._key_id = _text(spec.access_key_id)
-        self._secret = _text(spec.secret_access_key)
-        self._session_token = _text(spec.session_token)
-        self._profile = _text(spec.profile_name)
-        self._role = _text(spec.role_arn)
-        self._external_id = _text(spec.external_id)
-        self._web_identity = _text(spec.web_identity_token)
-        self._sts_endpoint_url = _text(spec.sts_endpoint_url)
-        self._region = _text(spec.region)
-        self._tags = spec.session_tags
-        self.tagged = bool(self._tags)
-        if self._tags:
-            self._session_name = tagged_session_name(self._tags)
-
-        api_key = _text(spec.api_key)
-        static = self._key_id is not None or self._secret is not None
-        explicit = static or any((self._profile, self._role, self._web_identity))
-        if api_key is None and not explicit:
-            bearer = _text(environ.get("AWS_BEARER_TOKEN_BEDROCK"))
-        else:
-            bearer = api_key
-        self.bearer = None if bearer is None else BearerToken(bearer)
-        self.ready: Credentials | None = None
-        if self._key_id is not None and self._secret is not None and self._role is None:
-            self.ready = Credentials(self._key_id, self._secret, self._session_token)
-        self.loads = self.ready is None and (explicit or api_key is None)
-        self.optional = self.bearer is not None and not explicit
-
-        self._static = static
-        rest = self._base_words() if explicit or api_key is None else ""
-        if api_key is not None:
-            rest = f"a Bedrock API key{rest and '; for other services '}{rest}"
-        elif self.bearer is not None:
-            rest = f"the Bedrock API key of AWS_BEARER_TOKEN_BEDROCK; for other services {rest}"
-        self.words = rest
-
-    def _base_words(self) -> str:
-        if self._static:
-            base = "the configured AWS keys"
-        elif self._profile:
-            base = f"AWS profile {self._profile!r}"
-        elif self._web_identity:
-            base = "a web identity token"
-            if _is_path(self._web_identity):
-                base += f" in {self._web_identity}"
-        else:
-            base = "the AWS credential chain"
-        if self._role:
-            base = f"role {self._role} by {base}"
-        return f"{base} for {self._session_name}" if self._tags else base
+class Loading(Recipe):
+    """A recipe that is being followed."""
 
     def load(self) -> Loaded | Failed:
         """Get them. Blocks; never raises."""
@@ -294,7 +188,7 @@ class Recipe:
         return base
 
     def _by_web_identity(self, session: _Session, token: str, hidden: _Secrets) -> Loaded:
-        role = self._role or _text(self._environ.get("AWS_ROLE_ARN"))
+        role = self._role or text(self._environ.get("AWS_ROLE_ARN"))
         if role is None:
             raise _Unusable("a web identity token needs the ARN of the role that it stands for")
 
@@ -334,13 +228,6 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Loaded:
     )
 
 
-def _is_path(web_identity: str) -> bool:
-    """Whether this is clearly no token, so that it may be named."""
-    if web_identity.startswith(("/", "./", "../", "~")):
-        return True
-    return "/" in web_identity and len(web_identity) < 200 and web_identity.count(".") != 2
-
-
 def _read_web_identity(given: str) -> str:
     """
     An OIDC token.
@@ -350,7 +237,7 @@ def _read_web_identity(given: str) -> str:
     if given.startswith("oidc/"):
         raise _Unusable("a web identity token is a path or a token; oidc/... is not known here")
     path = os.path.expanduser(given)
-    if not _is_path(given) and (len(given) > 255 or not os.path.isfile(path)):
+    if not is_path(given) and (len(given) > 255 or not os.path.isfile(path)):
         return given
     with open(path, encoding="utf-8") as file:
         token = file.read(1 << 16).strip()

@@ -29,7 +29,7 @@ from twisted.python.threadpool import ThreadPool
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import CredentialSpec
 from txbedrock.errors import CredentialsUnavailable
-from txbedrock.outbound.chain import NO_VALID, Failed, Loaded, Recipe, until
+from txbedrock.outbound.recipe import NO_VALID, Failed, Loaded, Recipe, until
 
 __all__ = ["CredentialPool", "CredentialSource"]
 

@@ -16,6 +16,7 @@ from typing import Protocol as Shape
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IConsumer,
@@ -36,7 +37,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
-from txbedrock.core.headers import HeaderList
+from txbedrock.core.headers import NO_HEADERS, HeaderList
 from txbedrock.writing import write_now
 
 __all__ = ["Chunks", "Connection", "Owner", "Request", "Response", "collected", "listed"]
@@ -189,6 +190,10 @@ class Request:
             raise ValueError("the value of a header has a line break or a NUL")
         self.wire = head + whole if whole else head
         """The head, and the body if it is at hand."""
+
+    def let_go(self) -> None:
+        """Forget the headers: the request is sent, and its answer is known."""
+        self._given = NO_HEADERS
 
     @property
     def headers(self) -> Headers:
@@ -354,6 +359,12 @@ class Response:
                 kept += [pair for pair in self.raw_headers if pair[0].lower() == b"content-length"]
             self._headers = collected(kept)
         return self._headers
+
+    def let_go(self) -> None:
+        """Forget all headers: somebody has read them, and what follows may take hours."""
+        self.raw_headers = NO_HEADERS
+        self._headers = None
+        self.request.let_go()
 
     def setPreviousResponse(self, response: IResponse) -> None:
         self.previousResponse = response
@@ -706,6 +717,9 @@ class Connection(Protocol):
         if isinstance(raw, TCPConnection):
             self._raw = raw
             raw.setTcpNoDelay(True)
+            # What an endpoint has put around it has done its work.
+            if isinstance(raw.protocol, _WrappingProtocol):
+                raw.protocol = raw.protocol._wrappedProtocol
 
     def handshakeCompleted(self) -> None:
         secured, self.secured = self.secured, None

@@ -116,6 +116,11 @@ class Relay(Protocol):
         """Close the upstream now."""
         self._give_up(Ending.CUT)
 
+    def hand_over(self, taker: ITaker) -> None:
+        """From now on somebody else takes the body."""
+        self._taker = taker
+        taker.register_producer(self)
+
     # What the upstream's connection calls.
 
     def connectionMade(self) -> None:

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import ParseError
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
-from txbedrock.core.headers import HeaderList, Indexed
+from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
 from txbedrock.errors import (
     InvalidRequest,
     ProxyError,
@@ -32,7 +32,7 @@ from txbedrock.errors import (
 )
 from txbedrock.interfaces import ITaker, IUpstreamResponse, UpstreamRequest
 from txbedrock.outbound.client import ForwardingClient
-from txbedrock.outbound.http1 import collected, listed
+from txbedrock.outbound.http1 import Response, collected, listed
 from txbedrock.outbound.relay import Relay, discard
 
 __all__ = ["Upstream", "UpstreamResponse"]
@@ -55,6 +55,13 @@ class UpstreamResponse:
         headers: HeaderList | None = getattr(inner, "raw_headers", None)
         self.headers: HeaderList = Indexed(listed(inner.headers) if headers is None else headers)
         self.length: int | None = None if inner.length is UNKNOWN_LENGTH else inner.length
+
+    def let_go(self) -> None:
+        """Forget the headers: the client has got them."""
+        self.headers = NO_HEADERS
+        inner: Any = getattr(self.response, "original", self.response)
+        if isinstance(inner, Response):
+            inner.let_go()
 
     async def discard(self) -> None:
         """Throw a short body away; close the connection on a long or slow one."""
