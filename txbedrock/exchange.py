@@ -454,11 +454,14 @@ class Gateway:
         assert choice is not None
         response, error = outcome
         if response is not None:
-            lost.lost(failure_in(match, response.status, response.headers), response.headers)
+            failure = failure_in(match, response.status, response.headers)
+            lost.lost(failure, response.headers)
             await response.discard()
-            return
+            if failure is not None:
+                return
         if error is None:
             error = Superseded("Another attempt was faster.")
+        # Nothing comes of it when that has been said before.
         lost.lost(failure_of(error) if isinstance(error, ProxyError) else None)
         if isinstance(error, ProxyError) and error.maybe_billed:
             self._accounts.settle_attempt(record, error, choice)

@@ -104,7 +104,7 @@ def build(
         connect_timeout_s=limits.connect_timeout_s,
     )
     policy = https_policy(settings.ca_bundle, settings.verify_tls)
-    agent = ExactAgent(reactor, pool, policy, limits.connect_timeout_s)
+    agent = ExactAgent(pool, policy)
     databases: list[Database] = []
     kept = None
     if settings.database_url is not None:
@@ -133,6 +133,19 @@ def build(
             "txbedrock_budgets_unknown_costs": (
                 "Requests whose cost was not known when their budget was settled",
                 lambda: limiter.unknown_costs,
+            ),
+            "txbedrock_upstream_connections": ("To Bedrock", lambda: pool.connections),
+            "txbedrock_upstream_connections_idle": (
+                "Of these, those that wait for a request",
+                lambda: pool.idle,
+            ),
+            "txbedrock_upstream_connections_opened": (
+                "Made since the start",
+                lambda: pool.opened,
+            ),
+            "txbedrock_upstream_connections_reused": (
+                "Requests since the start for which none was made",
+                lambda: pool.reused,
             ),
             "txbedrock_waiting_for_deployment": (
                 "Requests that wait for a deployment with too many",

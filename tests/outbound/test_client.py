@@ -39,7 +39,7 @@ class ClientTests(GatewayTestCase):
         self.upstream = await self.start_upstream()
         pool = Pool(reactor, max_idle=10, connect_timeout_s=5.0)
         self.addCleanup(pool.closeCachedConnections)
-        return ForwardingClient(ExactAgent(reactor, pool, https_policy(None), 5.0))
+        return ForwardingClient(ExactAgent(pool, https_policy(None)))
 
     async def get(self, client: ForwardingClient, target: bytes) -> Any:
         url = b"http://127.0.0.1:%d%b" % (self.upstream_port, target)
@@ -101,7 +101,7 @@ class ClientTests(GatewayTestCase):
         self.upstream = await self.start_upstream()
         pool = Pool(reactor, max_idle=2, connect_timeout_s=5.0)
         self.addCleanup(pool.closeCachedConnections)
-        client = ForwardingClient(ExactAgent(reactor, pool, https_policy(None), 5.0))
+        client = ForwardingClient(ExactAgent(pool, https_policy(None)))
         held: list[UpstreamConnection] = []
 
         def hold(up: UpstreamConnection, _: Received) -> None:

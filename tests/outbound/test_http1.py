@@ -114,8 +114,7 @@ class EngineTestCase(GatewayTestCase):
         limits.setdefault("connect_timeout_s", 5.0)
         pool = Pool(reactor, **limits)
         self.addCleanup(pool.closeCachedConnections)
-        timeout = limits["connect_timeout_s"]
-        return ExactAgent(reactor, pool, https_policy(None), timeout), pool
+        return ExactAgent(pool, https_policy(None)), pool
 
     def send(
         self, method: bytes = b"POST", producer: Any = None, headers: Any = HOST

@@ -310,7 +310,7 @@ class NamesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = NamingReactor()
         self.pool = Pool(self.reactor, max_idle=3, connect_timeout_s=10.0)
-        self.agent = ExactAgent(self.reactor, self.pool, https_policy(None), 10.0)
+        self.agent = ExactAgent(self.pool, https_policy(None))
 
     def send(self) -> Deferred[Any]:
         asked = self.agent.request(b"GET", b"http://name/", HOST)
@@ -442,7 +442,7 @@ class TLSTests(EngineTestCase):
 
     def secured(self, bundle: str | None = None, verify: bool = True, **limits: Any) -> None:
         self.agent, self.pool = self.new_agent(**limits)
-        self.agent = ExactAgent(reactor, self.pool, https_policy(bundle, verify), 5.0)
+        self.agent = ExactAgent(self.pool, https_policy(bundle, verify))
 
     async def body(self, host: bytes = b"localhost") -> bytes:
         url = b"https://%b:%d/" % (host, self.upstream_port)

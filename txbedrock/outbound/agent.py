@@ -122,13 +122,9 @@ class ExactAgent:
 
     twisted.web's own parses the URL and writes it anew, which loses an empty
     query, among other things; what was signed must be what is sent.
-
-    :param connect_timeout_s: the pool's.
     """
 
-    def __init__(
-        self, reactor: object, pool: Pool, policy: IPolicyForHTTPS, connect_timeout_s: float
-    ) -> None:
+    def __init__(self, pool: Pool, policy: IPolicyForHTTPS) -> None:
         self._pool = pool
         self._policy = policy
 
