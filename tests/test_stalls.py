@@ -7,7 +7,7 @@ from __future__ import annotations
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet import reactor as global_reactor
@@ -17,6 +17,8 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from txbedrock.stalls import CAUSES, Stalls, _watched
+
+Work = Callable[[], None]
 
 READABLE = select.EPOLLIN if sys.platform == "linux" else 1
 
@@ -43,13 +45,33 @@ class Named:
 
 
 class Reactor:
-    """What a turn of epoll's reactor is."""
+    """
+    What of epoll's reactor a turn of its loop uses.
 
-    def __init__(self) -> None:
-        self._selectables: dict[int, Any] = {1: Named("Channel,1"), 2: Named("Channel,2")}
+    :ivar works: what the next turn has to do, one for each event.
+    """
 
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._poller = self
+        self._selectables: dict[int, Any] = {
+            number: Named(f"Channel,{number}") for number in range(1, 51)
+        }
+        self.works: Sequence[Work] = ()
+        self.late_ms = 0.0
+        self.interrupted = False
 
-Work = Callable[[], None]
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
+        if self.interrupted:
+            self._machine.work(idle_ms=500)
+            raise InterruptedError
+        if not self.works:
+            self._machine.work(idle_ms=timeout * 1e3 + self.late_ms)
+        return [(number, READABLE) for number in range(1, len(self.works) + 1)]
+
+    def _doReadOrWrite(self, selectable: Any, fd: int, event: int) -> None:
+        assert (selectable, event) == (self._selectables[fd], READABLE)
+        self.works[fd - 1]()
 
 
 class CountTests(SynchronousTestCase):
@@ -57,24 +79,16 @@ class CountTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.machine = machine = Machine()
+        self.reactor = Reactor(machine)
         self.stalls = Stalls(
-            Reactor(), lambda: machine.now, lambda: machine.own, lambda: machine.all
+            self.reactor, lambda: machine.now, lambda: machine.own, lambda: machine.all
         )
-        self.late_ms = 0.0
-        self.events: list[tuple[int, int]] = []
-        self.poll = _watched(self.native, self.stalls, lambda: machine.now)
-
-    def native(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        if not self.events:
-            self.machine.work(idle_ms=timeout * 1e3 + self.late_ms)
-        return self.events
+        self.one_turn = _watched(self.reactor, self.stalls, lambda: machine.now)
 
     def turn(self, *works: Work, calls: Work = lambda: None) -> None:
         """A turn with an event for each work, and the calls that are due after it."""
-        self.events = [(number, READABLE) for number in range(1, len(works) + 1)]
-        for (number, _), work in zip(self.poll(1.0, 10), works, strict=True):
-            self.assertGreater(number, 0)
-            work()
+        self.reactor.works = works
+        self.one_turn(1.0)
         calls()
 
     def counted(self) -> list[int]:
@@ -115,22 +129,26 @@ class CountTests(SynchronousTestCase):
         for _ in range(3):
             self.turn()
         self.assertEqual([0, 0, 0], self.counted())
-        self.late_ms = 8
+        self.reactor.late_ms = 8
         self.turn()
         self.assertEqual(1, self.stalls.count("machine"))
 
     def test_interrupted(self) -> None:
         """A poll that a signal ends leaves nothing behind that looks long."""
         self.turn(lambda: None)
-
-        def interrupted(timeout: float, maxevents: int) -> list[tuple[int, int]]:
-            self.machine.work(idle_ms=500)
-            raise InterruptedError
-
-        self.poll = _watched(interrupted, self.stalls, lambda: self.machine.now)
+        self.reactor.interrupted = True
         for _ in range(2):
-            self.assertRaises(InterruptedError, self.poll, 1.0, 10)
-        self.assertEqual(0, sum(self.stalls.count(cause) for cause in CAUSES))
+            self.turn()
+        self.reactor.interrupted = False
+        self.assertEqual([0, 0, 0], self.counted())
+
+    def test_failure(self) -> None:
+        """What fails, or is gone, keeps nothing else from its turn."""
+        done = []
+        del self.reactor._selectables[2]
+        self.turn(lambda: 1 / 0 and None, lambda: done.append(2), lambda: done.append(3))
+        self.assertEqual([3], done)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
 
     def test_warning(self) -> None:
         """Who holds it for very long is named, though not each time."""
@@ -158,7 +176,7 @@ class ReactorTests(TestCase):
     def start(self) -> Stalls:
         stalls = Stalls(global_reactor)
         stalls.startService()
-        if stalls._watched is None:
+        if stalls._turn is None:
             self.skipTest("this is not epoll's reactor")
         self.addCleanup(stalls.stopService)
         return stalls
@@ -205,12 +223,12 @@ class ReactorTests(TestCase):
         self.assertEqual([], list(stalls.metrics()))
 
     async def test_stop(self) -> None:
-        """The reactor gets its own epoll back, and goes on with both."""
+        """The reactor gets its own turns back, and goes on with both."""
         stalls = self.start()
         waited: Deferred[None] = deferLater(global_reactor, 0.001)  # type: ignore[arg-type]
         await waited
         stalls.stopService()
-        self.assertIsInstance(global_reactor._poller, select.epoll)  # type: ignore[attr-defined]
+        self.assertNotIn("doIteration", vars(global_reactor))
         await deferLater(global_reactor, 0.001)  # type: ignore[arg-type]
 
     def test_other_reactors(self) -> None:

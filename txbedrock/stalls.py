@@ -6,10 +6,14 @@ Note [How it is measured]
 
 A thread that looks at a heartbeat is blind to short stalls, and a heartbeat of the
 reactor's sees the sum of many callbacks, now and then, and wakes an idle process. So
-epoll itself is watched: between it and the reactor stands something that looks at the
-clock when events come, and again each time the reactor asks for the next of them. That
-is the time of one callback, for 0.1 us. Calls that are due, and those that threads have
-sent, are one time together for each turn; where a turn has only one event, so is that.
+the reactor gets a turn of its loop from here, which waits for events and has each
+handled as its own does, and looks at the clock before and after: that is the time of
+one callback, for 0.1 us. Calls that are due, and those that threads have sent, are one
+time together for each turn.
+
+The reactor's own makes a log context around each event besides, which costs more than
+the looking: what names its source there are Twisted's lines of old, and it is known
+where they come from.
 
 Time on the clock says nothing of why. The CPU time of this thread and of the whole
 process is read every few milliseconds (each costs more than all the rest), and once more
@@ -27,12 +31,13 @@ import select
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client.core import HistogramMetricFamily
 from twisted.application.service import Service
 from twisted.logger import Logger
+from twisted.python import log
 
 __all__ = ["CAUSES", "STALL_S", "Stalls"]
 
@@ -50,8 +55,7 @@ _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 _NEVER = float("inf")
 
-Event = tuple[int, int]
-Poll = Callable[..., Iterable[Event]]
+Turn = Callable[[float | None], None]
 
 
 class Stalls(Service):
@@ -80,7 +84,7 @@ class Stalls(Service):
         self._all_cpu = all_cpu
         self._counts = {cause: [0] * (len(_SECONDS) + 1) for cause in CAUSES}
         self._totals = dict.fromkeys(CAUSES, 0.0)
-        self._watched: _WatchedPoll | None = None
+        self._turn: Turn | None = None
         self._warned_at = -_NEVER
         self._unsaid = 0
         self.read_cpu_at = -_NEVER
@@ -88,15 +92,16 @@ class Stalls(Service):
 
     def startService(self) -> None:
         Service.startService(self)
-        poll = getattr(self._reactor, "_poller", None)
-        if sys.platform == "linux" and isinstance(poll, select.epoll):
-            self._watched = self._reactor._poller = _WatchedPoll(poll, self, self._clock)
+        reactor = self._reactor
+        if sys.platform == "linux" and isinstance(getattr(reactor, "_poller", None), select.epoll):
+            self._turn = reactor.doIteration = _watched(reactor, self, self._clock)
 
     def stopService(self) -> None:
         Service.stopService(self)
-        watched, self._watched = self._watched, None
-        if watched is not None and self._reactor._poller is watched:
-            self._reactor._poller = watched.native
+        turn, self._turn = self._turn, None
+        if turn is not None and self._reactor.doIteration is turn:
+            # The one of its class is left.
+            del self._reactor.doIteration
 
     def count(self, cause: str) -> int:
         """How many there have been."""
@@ -104,7 +109,7 @@ class Stalls(Service):
 
     def metrics(self) -> Iterator[HistogramMetricFamily]:
         """The same by how long they took."""
-        if self._watched is None:
+        if self._turn is None:
             return
         family = HistogramMetricFamily(
             "txbedrock_reactor_stall_seconds",
@@ -120,7 +125,7 @@ class Stalls(Service):
             family.add_metric((cause,), buckets, self._totals[cause])
         yield family
 
-    # What the watched poll calls.
+    # What the watched turn calls.
 
     def read_cpu(self, now: float) -> None:
         """What has been used up to here is not what comes next has used."""
@@ -176,66 +181,52 @@ class Stalls(Service):
             return "an event of a connection that is closed by now"
 
 
-class _WatchedPoll:
-    """
-    An epoll that looks at the clock.
-
-    :param native: does the work.
-    """
-
-    __slots__ = ("close", "fileno", "modify", "native", "poll", "register", "unregister")
-
-    def __init__(self, native: Any, stalls: Stalls, clock: Callable[[], float]) -> None:
-        self.native = native
-        self.poll = _watched(native.poll, stalls, clock)
-        self.register = native.register
-        self.modify = native.modify
-        self.unregister = native.unregister
-        self.fileno = native.fileno
-        self.close = native.close
-
-
-def _watched(native: Poll, stalls: Stalls, clock: Callable[[], float]) -> Poll:
-    # Variables of a closure, since this runs in every turn of the reactor.
+def _watched(reactor: Any, stalls: Stalls, clock: Callable[[], float]) -> Turn:
+    """:returns: a turn of the loop of epoll's reactor."""
+    # Variables of a closure, since this runs all the time.
+    poll, selectables, handle = (
+        reactor._poller.poll,
+        reactor._selectables,
+        reactor._doReadOrWrite,
+    )
     since = _NEVER
-    only: int | None = None
 
-    def poll(timeout: float = -1, maxevents: int = -1) -> Iterable[Event]:
-        nonlocal since, only
+    def turn(timeout: float | None) -> None:
+        nonlocal since
         before = clock()
         if before - since >= STALL_S:
-            stalls.stalled(before, before - since, only)
+            stalls.stalled(before, before - since, None)
             before = clock()
-        only = None
         since = _NEVER
-        events = native(timeout, maxevents)
-        since = clock()
-        if since - before - timeout >= STALL_S and timeout >= 0.0:
-            stalls.stalled(since, since - before - timeout, -1)
-            since = clock()
-        elif since >= stalls.read_cpu_at:
-            stalls.read_cpu(since)
-        if len(events) > 1:  # type: ignore[arg-type]
-            return each(events)
-        if events:
-            # The calls that are due take next to nothing, as a rule.
-            only = events[0][0]  # type: ignore[index]
-        return events
-
-    def each(events: Iterable[Event]) -> Iterator[Event]:
-        nonlocal since
-        began = since
-        for event in events:
-            yield event
+        try:
+            events = poll(-1 if timeout is None else timeout, len(selectables))
+        except InterruptedError:
+            return
+        now = clock()
+        if timeout is not None and now - before - timeout >= STALL_S:
+            stalls.stalled(now, now - before - timeout, -1)
             now = clock()
+        elif now >= stalls.read_cpu_at:
+            stalls.read_cpu(now)
+        for fd, event in events:
+            selectable = selectables.get(fd)
+            if selectable is None:
+                # Another one of this turn has ended it.
+                continue
+            try:
+                handle(selectable, fd, event)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                log.err()
+            began, now = now, clock()
             # Which is so after every stall.
             if now >= stalls.read_cpu_at:
                 if now - began >= STALL_S:
-                    stalls.stalled(now, now - began, event[0])
+                    stalls.stalled(now, now - began, fd)
                     now = clock()
                 else:
                     stalls.read_cpu(now)
-            began = now
-        since = began
+        since = now
 
-    return poll
+    return turn
