@@ -21,7 +21,7 @@ from txbedrock import data
 from txbedrock.accounting import Accounts, InLedger
 from txbedrock.admission import Admission
 from txbedrock.config import CorsSettings, Settings, load_prices
-from txbedrock.core.addresses import parse_network
+from txbedrock.core.addresses import Network, parse_network
 from txbedrock.core.balance import Balancer, MemberSpec
 from txbedrock.core.demand import ModelSizes
 from txbedrock.core.deployments import Deployment
@@ -91,20 +91,12 @@ def build(
     :param wall_clock: POSIX seconds; :param clock: some that never go back.
     :param observer, program: see :class:`GatewayService`.
     """
-    limits, clients = settings.limits, settings.clients
-    known = {deployment.credentials for deployment in settings.deployments}
-    if settings.default is not None:
-        known.add(settings.default.credentials)
-    credentials = CredentialPool(
-        reactor, known, environ=environ, deadline_s=limits.credentials_timeout_s
-    )
+    limits = settings.limits
     pool = Pool(
         reactor,
         max_idle=limits.max_idle_connections,
         connect_timeout_s=limits.connect_timeout_s,
     )
-    policy = https_policy(settings.ca_bundle, settings.verify_tls)
-    agent = ExactAgent(pool, policy)
     databases: list[Database] = []
     kept = None
     if settings.database_url is not None:
@@ -114,45 +106,10 @@ def build(
             kept = KeptLedger(settings.ledger, databases[0], reactor)
     keys, directory = _keys(settings, databases[-1] if databases else None, reactor, wall_clock)
     models = Models(settings.deployments, settings.model_group_alias, settings.default)
-    user_header = None if settings.user_header is None else settings.user_header.encode()
     stalls = Stalls(reactor)
+    gauges = {} if kept is None else kept.gauges()
     metrics = Metrics(
-        {
-            "txbedrock_exchanges_in_flight": (
-                "Exchanges, drained ones included",
-                lambda: gateway.in_flight,
-            ),
-            "txbedrock_limits_waiting": (
-                "Requests that wait for what others have reserved",
-                lambda: limiter.waiting,
-            ),
-            "txbedrock_limits_levels": (
-                "Keys, teams, users, end users and tags whose use is counted",
-                lambda: limiter.levels,
-            ),
-            "txbedrock_budgets_unknown_costs": (
-                "Requests whose cost was not known when their budget was settled",
-                lambda: limiter.unknown_costs,
-            ),
-            "txbedrock_upstream_connections": ("To Bedrock", lambda: pool.connections),
-            "txbedrock_upstream_connections_idle": (
-                "Of these, those that wait for a request",
-                lambda: pool.idle,
-            ),
-            "txbedrock_upstream_connections_opened": (
-                "Made since the start",
-                lambda: pool.opened,
-            ),
-            "txbedrock_upstream_connections_reused": (
-                "Requests since the start for which none was made",
-                lambda: pool.reused,
-            ),
-            "txbedrock_waiting_for_deployment": (
-                "Requests that wait for a deployment with too many",
-                lambda: failover.balancer.waiting,
-            ),
-            **({} if kept is None else kept.gauges()),
-        },
+        gauges,
         lambda: (
             *listeners.metrics(),
             *stalls.metrics(),
@@ -171,24 +128,12 @@ def build(
         allow_unpriced=settings.access.allow_unpriced,
     )
     admission = Admission(keys, limiter, accounts, ModelSizes.parse(data.load("model_limits")))
-    known_deployments = [*settings.deployments]
-    if settings.default is not None:
-        known_deployments.append(settings.default)
-    failover = Failover(
-        Retries(settings.retries, random.random),
-        settings.fallbacks,
-        models,
-        admission.permit_model,
+    failover = _failover(settings, models, admission, accounts.prices, reactor, wall_clock, clock)
+    credentials = CredentialPool(
         reactor,
-        wall_clock,
-        clock,
-        affinity.encode() if (affinity := settings.routing.affinity_header) else None,
-    )
-    failover.balancer = Balancer(
-        settings.routing,
-        {one.id: _member(one, accounts.prices) for one in known_deployments},
-        random.Random(),
-        failover.changed,
+        {one.credentials for one in _known(settings)},
+        environ=environ,
+        deadline_s=limits.credentials_timeout_s,
     )
     gateway = Gateway(
         keys=keys,
@@ -198,97 +143,50 @@ def build(
         sleep=lambda seconds: deferLater(reactor, seconds),
         operations=Operations(data.load("operations")),
         models=models,
-        signer=Signer(
-            Endpoints(
-                data.load("partitions"),
-                overrides=settings.endpoint_urls,
-                use_fips=settings.use_fips,
-                use_dualstack=settings.use_dualstack,
-            ),
-            credentials,
-            first_byte_s=limits.first_byte_timeout_s,
-            wall_clock=wall_clock,
-            user_header=user_header,
-            request_metadata=settings.request_metadata,
-        ),
+        signer=_signer(settings, credentials, wall_clock),
         upstream=Upstream(
-            ForwardingClient(agent),
+            ForwardingClient(
+                ExactAgent(pool, https_policy(settings.ca_bundle, settings.verify_tls))
+            ),
             reactor,
             idle_timeout_s=limits.idle_timeout_s,
             stalled_client_timeout_s=limits.stalled_client_timeout_s,
         ),
         accounts=accounts,
         admit=_always if kept is None else kept.admit,
-        user_header=user_header,
+        user_header=_lower(settings.user_header),
         drain=DrainLimits(limits.drain_max_bytes, limits.drain_max_s),
         wall_clock=wall_clock,
     )
-
-    prober = Prober(
-        gateway.probe,
-        [
-            choice
-            for name in dict.fromkeys(one.model_name for one in settings.deployments)
-            if "*" not in name
-            for choice in models.resolve(name).choices
-        ],
-        _body_of,
-        reactor,
-        wall_clock,
-        settings.probe_interval_s,
-    )
+    gauges |= _gauges(gateway, limiter, pool, failover)
+    prober = _prober(settings, gateway, models, reactor, wall_clock)
 
     def management(hint: str) -> dict[bytes, Resource]:
+        ledger = None if kept is None else kept.ledger
         return {
             b"metrics": MetricsResource(keys, lambda: (metrics.render(), CONTENT_TYPE)),
             **spend_resources(
                 keys,
-                None if kept is None else kept.ledger,
+                ledger,
                 lambda model, usage: accounts.would_cost(models, model, usage),
                 hint,
                 directory,
             ),
-            **models_at(hint),
-            **management_resources(
-                keys, directory, None if kept is None else kept.ledger, _salt(settings)
-            ),
+            **_models_at(settings, keys, hint),
+            **management_resources(keys, directory, ledger, _salt(settings)),
         }
 
-    def models_at(hint: str) -> dict[bytes, Resource]:
-        found = model_resources(keys, settings.deployments, hint)
-        if not settings.route_prefix:
-            del found[b"model"]  # There it is Bedrock's.
-        return found
-
     def site(is_ready: Callable[[], bool]) -> Site:
-        return Site(
-            resource_tree(
-                lambda segments: ProxyResource(gateway.serve, segments),
-                settings.route_prefix,
-                is_ready,
-                management,
-                Health(keys, known_deployments, failover.states, prober.probe),
-            ),
-            reactor,
-            ClientLimits(
-                max_request_body=limits.max_request_body,
-                header_timeout_s=limits.header_timeout_s,
-                upload_idle_timeout_s=limits.upload_idle_timeout_s,
-                max_connections=clients.max_connections,
-                max_connections_per_address=clients.max_connections_per_address,
-                max_requests_per_connection=clients.max_requests_per_connection,
-            ),
-            wall_seconds=wall_clock,
-            route_prefix=settings.route_prefix.encode(),
-            trusted_proxies=[parse_network(text) for text in settings.access.trusted_proxies],
-            cors=_cors(clients.cors),
+        tree = resource_tree(
+            lambda segments: ProxyResource(gateway.serve, segments),
+            settings.route_prefix,
+            is_ready,
+            management,
+            Health(keys, _known(settings), failover.states, prober.probe),
         )
+        return _site(settings, tree, reactor, wall_clock)
 
-    listeners = Listeners(
-        reactor,
-        trusted_proxies=[parse_network(text) for text in settings.access.trusted_proxies],
-        wall_clock=wall_clock,
-    )
+    listeners = Listeners(reactor, trusted_proxies=_trusted(settings), wall_clock=wall_clock)
 
     def reload() -> None:
         _reload_prices(accounts, settings.price_file)
@@ -319,6 +217,153 @@ def build(
         program=program,
     )
     return service
+
+
+def _known(settings: Settings) -> list[Deployment]:
+    """All that a request may go to."""
+    default = settings.default
+    return [*settings.deployments, *([] if default is None else [default])]
+
+
+def _trusted(settings: Settings) -> list[Network]:
+    return [parse_network(text) for text in settings.access.trusted_proxies]
+
+
+def _lower(name: str | None) -> bytes | None:
+    """A header's name, which is in lower case in the settings, as headers have it."""
+    return name.encode() if name else None
+
+
+def _gauges(
+    gateway: Gateway, limiter: Limiter, pool: Pool, failover: Failover
+) -> dict[str, tuple[str, Callable[[], float]]]:
+    """What there is at the moment."""
+    return {
+        "txbedrock_exchanges_in_flight": (
+            "Exchanges, drained ones included",
+            lambda: gateway.in_flight,
+        ),
+        "txbedrock_limits_waiting": (
+            "Requests that wait for what others have reserved",
+            lambda: limiter.waiting,
+        ),
+        "txbedrock_limits_levels": (
+            "Keys, teams, users, end users and tags whose use is counted",
+            lambda: limiter.levels,
+        ),
+        "txbedrock_budgets_unknown_costs": (
+            "Requests whose cost was not known when their budget was settled",
+            lambda: limiter.unknown_costs,
+        ),
+        "txbedrock_upstream_connections": ("To Bedrock", lambda: pool.connections),
+        "txbedrock_upstream_connections_idle": (
+            "Of these, those that wait for a request",
+            lambda: pool.idle,
+        ),
+        "txbedrock_upstream_connections_opened": ("Made since the start", lambda: pool.opened),
+        "txbedrock_upstream_connections_reused": (
+            "Requests since the start for which none was made",
+            lambda: pool.reused,
+        ),
+        "txbedrock_waiting_for_deployment": (
+            "Requests that wait for a deployment with too many",
+            lambda: failover.balancer.waiting,
+        ),
+    }
+
+
+def _failover(
+    settings: Settings,
+    models: Models,
+    admission: Admission,
+    prices: PriceTable,
+    reactor: Any,
+    wall_clock: Callable[[], float],
+    clock: Callable[[], float],
+) -> Failover:
+    failover = Failover(
+        Retries(settings.retries, random.random),
+        settings.fallbacks,
+        models,
+        admission.permit_model,
+        reactor,
+        wall_clock,
+        clock,
+        _lower(settings.routing.affinity_header),
+    )
+    failover.balancer = Balancer(
+        settings.routing,
+        {one.id: _member(one, prices) for one in _known(settings)},
+        random.Random(),
+        failover.changed,
+    )
+    return failover
+
+
+def _signer(
+    settings: Settings, credentials: CredentialPool, wall_clock: Callable[[], float]
+) -> Signer:
+    return Signer(
+        Endpoints(
+            data.load("partitions"),
+            overrides=settings.endpoint_urls,
+            use_fips=settings.use_fips,
+            use_dualstack=settings.use_dualstack,
+        ),
+        credentials,
+        first_byte_s=settings.limits.first_byte_timeout_s,
+        wall_clock=wall_clock,
+        user_header=_lower(settings.user_header),
+        request_metadata=settings.request_metadata,
+    )
+
+
+def _prober(
+    settings: Settings,
+    gateway: Gateway,
+    models: Models,
+    reactor: Any,
+    wall_clock: Callable[[], float],
+) -> Prober:
+    """Of all deployments that a name leads to."""
+    names = dict.fromkeys(one.model_name for one in settings.deployments)
+    return Prober(
+        gateway.probe,
+        [choice for name in names if "*" not in name for choice in models.resolve(name).choices],
+        _body_of,
+        reactor,
+        wall_clock,
+        settings.probe_interval_s,
+    )
+
+
+def _models_at(settings: Settings, keys: IKeyStore, hint: str) -> dict[bytes, Resource]:
+    found = model_resources(keys, settings.deployments, hint)
+    if not settings.route_prefix:
+        del found[b"model"]  # There it is Bedrock's.
+    return found
+
+
+def _site(
+    settings: Settings, tree: Resource, reactor: Any, wall_clock: Callable[[], float]
+) -> Site:
+    limits, clients = settings.limits, settings.clients
+    return Site(
+        tree,
+        reactor,
+        ClientLimits(
+            max_request_body=limits.max_request_body,
+            header_timeout_s=limits.header_timeout_s,
+            upload_idle_timeout_s=limits.upload_idle_timeout_s,
+            max_connections=clients.max_connections,
+            max_connections_per_address=clients.max_connections_per_address,
+            max_requests_per_connection=clients.max_requests_per_connection,
+        ),
+        wall_seconds=wall_clock,
+        route_prefix=settings.route_prefix.encode(),
+        trusted_proxies=_trusted(settings),
+        cors=_cors(clients.cors),
+    )
 
 
 async def _body_of(data: bytes) -> Body:
