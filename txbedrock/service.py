@@ -83,7 +83,7 @@ class GatewayService(Service):
         self._ledger = ledger
         self._others = others
         self._stalls = stalls
-        self._collector = Collector(reactor, lambda: gateway.in_flight > 0)
+        self._collector = Collector(reactor, lambda: gateway.in_flight + self.site.connections)
         self._reload = reload
         self._grace_s = shutdown_grace_s
         self._notices = notices

@@ -8,7 +8,9 @@ No socket and no time of its own: the client is the h2 library's, see also
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -39,6 +41,7 @@ from zope.interface import implementer
 
 from tests.fakes import pause
 from tests.http2client import Answer, Http2Client, fields
+from tests.inbound.test_turns import Reactor
 from txbedrock.errors import InvalidRequest
 from txbedrock.inbound.http1 import Channel
 from txbedrock.inbound.http2 import PREFACE, Http2Channel, Http2Limits
@@ -115,10 +118,13 @@ class Root(Resource):
         self.requests: list[Request] = []
         self.lost: list[str] = []
         self.finished: list[str] = []
+        self.takes_s = 0.0
 
     def render(self, request: Request) -> Any:
         path = request.path.decode()
         self.requests.append(request)
+        if self.takes_s:
+            request.site.clock.spend(self.takes_s)
         request.notifyFinish().addCallbacks(
             lambda _: self.finished.append(path), lambda _: self.lost.append(path)
         )
@@ -1267,6 +1273,60 @@ class FloodTests(Http2TestCase):
         wire.move()
         self.assertEqual((answer.status, wire.down.reading), (200, True))
 
+    def test_burst(self) -> None:
+        """
+        Requests that come together are begun a few a turn of the reactor, in their order, and
+        nothing is read meanwhile; those that take long one a turn.
+        """
+        self.clock = reactor = Reactor()
+        self.site = self.make_site()
+        wire = self.connect()
+        for takes_s, most in ((0.0007, 3), (0.0045, 1)):
+            self.root.takes_s = takes_s
+            begun = len(self.root.requests)
+            answers = []
+            for at in range(40):
+                answers.append(wire.client.ask("/echo", b"%d" % at))
+                # A record of TLS each.
+                wire.protocol.dataReceived(wire.up.value())
+                wire.up.clear()
+            for _ in range(90):
+                before, begun = begun, len(self.root.requests)
+                self.assertLessEqual(begun - before, most)
+                self.assertEqual(wire.down.reading, not wire.channel._behind)
+                reactor.turn()
+            self.assertTrue(wire.down.reading)
+            wire.move()
+            self.assertEqual([b"%d" % at for at in range(40)], [each.body for each in answers])
+
+    def test_leaving(self) -> None:
+        """
+        The requests of a client that leaves are told a few a turn of the reactor, whatever one
+        of them makes of it, and none of their answers is written meanwhile.
+        """
+
+        def broken() -> None:
+            raise ValueError("planted")
+
+        self.clock = reactor = Reactor()
+        self.site = self.make_site()
+        wire = self.connect()
+        for _ in range(40):
+            wire.ask("/held")
+            self.root.last.when_lost(lambda: reactor.spend(0.0007))
+        self.root.requests[5].when_lost(broken)
+        sent = wire.down.value()
+        wire.lose()
+        for at in range(1, 20):
+            self.assertLessEqual(len(self.root.lost), 3 * at)
+            if at == 2:
+                self.root.last.write(b"too late")
+            reactor.turn()
+        self.assertEqual(len(self.root.lost), 39)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(wire.down.value(), sent)
+        self.assertEqual(self.site.connections, 0)
+
     def test_late(self) -> None:
         """What was sent too fast was too fast, however late it is looked at."""
         wire = self.connect()
@@ -1301,6 +1361,20 @@ class FloodTests(Http2TestCase):
         while wire.channel._behind:
             self.clock.advance(0)
         self.assertEqual(wire.client.goaways, [])
+
+    def test_garbage(self) -> None:
+        """What a connection was is gone with it, and no work for the garbage collector."""
+        wire = self.connect()
+        wire.ask("/echo", b"hi")
+        held = weakref.ref(wire.channel), weakref.ref(wire.channel.h2)
+        self.addCleanup(gc.enable)
+        gc.disable()
+        wire.down.unregisterProducer()  # As a socket does it.
+        wire.lose()
+        self.wires.clear()
+        self.root.requests.clear()
+        del wire
+        self.assertEqual([ref() for ref in held], [None, None])
 
     def test_too_many_streams(self) -> None:
         """More requests at a time than allowed are refused, so that they are sent again."""

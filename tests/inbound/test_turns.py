@@ -81,13 +81,28 @@ class TurnsTests(SynchronousTestCase):
         return longest
 
     def test_at_once(self) -> None:
-        """Without a crowd it is done in the call itself, and no timer is needed."""
+        """Without a crowd it is done in the call itself, and no timer is left."""
         for _ in range(100):
             one = Busy(self, "a", 2)
             self.assertTrue(self.turns.do(one))
             self.assertEqual(one.steps, 0)
-            self.reactor.advance(0.01)
+            self.reactor.turn()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_one_callback(self) -> None:
+        """
+        Who comes a hundred times in one callback, as records of TLS do, gets one time: also
+        where they come slowly, because the machine is busy.
+        """
+        for between_s in (0.0, 0.01):
+            records = [Busy(self, "a", 1) for _ in range(100)]
+            for record in records:
+                self.turns.do(record)
+                self.reactor.spend(between_s)
+            self.assertEqual(sum(not record.steps for record in records), 4)
+            self.run_for(100)
+            self.assertEqual(sum(not record.steps for record in records), 100)
+            self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_one_time_for_all(self) -> None:
         """However many there are, a turn of the reactor takes no longer."""

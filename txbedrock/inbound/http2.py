@@ -115,7 +115,7 @@ from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
 from txbedrock.inbound.request import Request
-from txbedrock.inbound.turns import Left
+from txbedrock.inbound.turns import Left, Turns
 from txbedrock.writing import write_now
 
 if TYPE_CHECKING:
@@ -331,6 +331,13 @@ class _Connection(H2Connection):
             StreamReset(stream_id=stream_id, error_code=code, remote_reset=False)
         ]
         return stream.reset_stream(code), events
+
+    def close(self) -> None:
+        """
+        No frame comes any more. The table of what to call for each refers to the connection:
+        without it, it is gone at once and no work for the garbage collector.
+        """
+        self._frame_dispatch_table.clear()
 
     def forget(self, stream_id: int) -> None:
         """A stream is closed."""
@@ -1015,6 +1022,9 @@ class Http2Channel(Protocol):
             self._timer.cancel()
         self._lose_streams(reason)
         self.site.disconnected(self)
+        self.h2.close()
+        if self.secure:
+            self.tcp.unregisterProducer()
 
     def pauseProducing(self) -> None:
         self.stalled = True
@@ -1399,10 +1409,16 @@ class Http2Channel(Protocol):
             self._watch_by(self._idle_since + self._idle_s)
 
     def _lose_streams(self, reason: Failure) -> None:
-        streams = list(self._streams.values())
+        streams = deque(self._streams.values())
         self._streams.clear()
         for stream in streams:
-            stream.lost(reason)
+            stream.closed = True
+
+        def tell(stream: Stream) -> None:
+            self._guard(stream, stream.lost, reason)
+
+        if streams:
+            self.site.turns.do(_Lost(streams, tell, self.site.turns))
 
     # The end.
 
@@ -1527,6 +1543,31 @@ class Http2Channel(Protocol):
         self._leaving = True
         if not self._streams:
             self._close()
+
+
+class _Lost:
+    """
+    Streams of a connection that is lost: their requests are told so one after the other, as
+    there is time for it, and nothing of them is sent meanwhile.
+    """
+
+    # Each of them costs us or somebody something, so they wait in no line of an address.
+    address = ""
+
+    def __init__(
+        self, streams: deque[Stream], tell: Callable[[Stream], None], turns: Turns
+    ) -> None:
+        self._streams = streams
+        self._tell = tell
+        self._turns = turns
+
+    def work(self) -> Left:
+        while True:
+            self._tell(self._streams.popleft())
+            if not self._streams:
+                return Left.NOTHING
+            if self._turns.is_over:
+                return Left.TIME
 
 
 _DRAIN = b"draining"

@@ -20,7 +20,9 @@ __all__ = ["Left", "Turns", "Worker"]
 # worked on for ``_SLICE_S`` in a turn of the reactor, and then it is the turn of whatever
 # else there is: answers of Bedrock's, new connections, timers.
 #
-# As long as there is time, it is done at once. What does not fit waits in one of three lines:
+# As long as there is time, it is done at once. How often a callback asks for some does not
+# matter, be it for each record of TLS: there is new time only after the reactor's next turn,
+# which is asked for when less than half is left. What does not fit waits in one of three lines:
 #
 #   1. who had nothing waiting before. That is a client which sends a request now and then;
 #      it gets its ``quantum`` before those who always have more, however many these are.
@@ -34,7 +36,7 @@ __all__ = ["Left", "Turns", "Worker"]
 # the third line waits for one quantum of each connection that his address has there.
 
 _SLICE_S = 0.002
-_WINDOW_S = 2 * _SLICE_S
+_LOW_S = _SLICE_S / 2
 _BOXED_S = 10.0
 _BOXED_SHARE = 0.25
 _MOST_BOXED = 4096
@@ -76,7 +78,6 @@ class Turns:
         self._last_from = 0.0
         self._boxed: OrderedDict[str, float] = OrderedDict()
         self._call: IDelayedCall | None = None
-        self._window = 0.0
         self._left_s = _SLICE_S
         self._until = 0.0
 
@@ -92,20 +93,18 @@ class Turns:
         :returns: whether it is all done.
         """
         boxed = bool(self._boxed) and self._is_boxed(worker.address)
-        now = self._clock.seconds()
-        if now - self._window >= _WINDOW_S:
-            self._window = now
-            self._left_s = _SLICE_S
         if boxed or self._left_s <= 0.0:
             self._wait(worker, Left.TIME)
             return False
+        now = self._clock.seconds()
         self._until = now + self._left_s
         left = worker.work()
         self._left_s -= self._clock.seconds() - now
-        if left is Left.NOTHING:
-            return True
-        self._wait(worker, left)
-        return False
+        if left is not Left.NOTHING:
+            self._wait(worker, left)
+        elif self._left_s < _LOW_S:
+            self._call_later()
+        return left is Left.NOTHING
 
     def box(self, address: str) -> None:
         """A connection of this address has been thrown out."""
@@ -137,7 +136,7 @@ class Turns:
     def _call_later(self) -> None:
         """In the next turn, unless only those wait that have had their share."""
         delay = 0.0
-        if self._first or self._rest:
+        if self._first or self._rest or self._left_s < _LOW_S:
             pass
         elif self._last:
             delay = max(0.0, self._last_from - self._clock.seconds())
@@ -151,8 +150,7 @@ class Turns:
     def _turn(self) -> None:
         """Those who wait, as far as there is time."""
         self._call = None
-        now = self._window = self._clock.seconds()
-        self._until = now + _SLICE_S
+        self._until = self._clock.seconds() + _SLICE_S
         # Nobody comes twice in one turn, or a clock that stands still would never end it.
         for _ in range(len(self._first)):
             worker = self._first.popleft()
