@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -47,6 +48,17 @@ class EndUserTests(SynchronousTestCase):
             body(safety_identifier="me"),
         ):
             self.assertEqual(self.end_user({}, sent), "me")
+            self.assertEqual(
+                self.end_user({}, b'{"padding":"%b",' % (b"x" * 20_000) + sent[1:]), "me"
+            )
+
+    def test_dense(self) -> None:
+        """Of a long body next to no objects are made; it is nobody's whose name has no end."""
+        for name in (b"requestMetadata", b"metadata", b"user", b"messages"):
+            sent = b'{"%b":[' % name + b"[]," * 100_000 + b"[]]}"
+            before = gc.get_stats()[0]["collections"]
+            self.assertEqual(self.end_user({}, sent), "")
+            self.assertLessEqual(gc.get_stats()[0]["collections"] - before, 1, name)
 
     def test_headers_come_first(self) -> None:
         """A header is believed before the body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from base64 import b64encode
@@ -64,6 +65,15 @@ def length(body: object) -> int:
     return len(json.dumps(body).encode())
 
 
+def wide(body: dict[str, Any]) -> dict[str, Any]:
+    """The same with far more in each of its objects than is looked for."""
+    more = {f"x{at}": [[], {}] for at in range(2000)}
+    return {
+        **more,
+        **{name: {**more, **it} if isinstance(it, dict) else it for name, it in body.items()},
+    }
+
+
 class TokensTests(SynchronousTestCase):
     """Tokens: input and output at most."""
 
@@ -112,8 +122,24 @@ class TokensTests(SynchronousTestCase):
             ("InvokeModel", {"messages": [{"max_tokens": 7}]}, 10_000),
             ("InvokeModel", {"prompt": '"max_tokens": 7'}, 10_000),
         ]:
-            found = demand(body, operation=operation).tokens()
-            self.assertEqual(found - length(body), output, (operation, body))
+            for sent in (body, {"padding": "x" * 20_000, **body}, wide(body)):
+                found = demand(sent, operation=operation).tokens()
+                self.assertEqual(found - length(sent), output, (operation, body))
+
+    def test_dense(self) -> None:
+        """Of a long body next to no objects are made, whatever it is made of."""
+        for start, piece, end in [
+            (b'{"additionalModelRequestFields":[', b"[],", b"[]]}"),
+            (b'{"inferenceConfig":[', b"{},", b'{}],"max_tokens":7}'),
+            (b'{"inferenceConfig":{"x":[', b"[],", b"[]]}}"),
+            (b'{"inferenceConfig":{"maxTokens":[', b"[],", b"[]]}}"),
+            (b'{"messages":[', b'{"text":"a"},', b"{}]}"),
+            (b"{", b'"a":[],', b'"a":1}'),
+        ]:
+            one = demand(start + piece * 100_000 + end, operation="InvokeModel")
+            before = gc.get_stats()[0]["collections"]
+            self.assertGreater(one.tokens(), 0)
+            self.assertLessEqual(gc.get_stats()[0]["collections"] - before, 1, piece)
 
     def test_not_json(self) -> None:
         """What is no JSON may need anything."""
@@ -337,8 +363,9 @@ class MoneyTests(SynchronousTestCase):
             ({}, [(b"Content-Type", b"application/json")], 1),
         ]:
             body = {**fields, "inferenceConfig": {"maxTokens": 10}}
-            found = self.cost(body, price=Price("p", prices), headers=headers)
-            self.assertEqual(found, ((length(body) * 10 + 1000) * factor, False), fields)
+            for sent in (body, wide(body)):
+                found = self.cost(sent, price=Price("p", prices), headers=headers)
+                self.assertEqual(found, ((length(sent) * 10 + 1000) * factor, False), fields)
 
     def test_images(self) -> None:
         """As many images as are asked for, each of the dearest kind."""
@@ -348,8 +375,9 @@ class MoneyTests(SynchronousTestCase):
             ({"samples": 2}, SDXL, 2 * 8),
             ({"prompt": "a cat"}, "stability.sd3-5-large-v1:0", 8),
         ]:
-            found = self.cost(body, model_id, "InvokeModel")
-            self.assertEqual(found, (round(cents * 10**10), False), model_id)
+            for sent in (body, wide(body)):
+                found = self.cost(sent, model_id, "InvokeModel")
+                self.assertEqual(found, (round(cents * 10**10), False), model_id)
 
     def test_queries(self) -> None:
         """A rerank by its documents, if they can be counted."""
@@ -381,6 +409,12 @@ class MoneyTests(SynchronousTestCase):
         """One in a conversation, where the answer will tell of it."""
         plain = self.cost({**TEXT, "guardrailConfig": {"guardrailIdentifier": "g"}})[0]
         traced = self.cost({**TEXT, "guardrailConfig": {"trace": "enabled"}})[0]
+        assert plain is not None and traced is not None
+        self.assertGreater(traced - plain, 60 * 600 * 10**6)
+        body = {**TEXT, "guardrailConfig": {"guardrailIdentifier": "g"}}
+        plain = self.cost(wide(body))[0]
+        body["guardrailConfig"]["trace"] = "enabled"
+        traced = self.cost(wide(body))[0]
         assert plain is not None and traced is not None
         self.assertGreater(traced - plain, 60 * 600 * 10**6)
 

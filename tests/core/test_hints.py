@@ -7,6 +7,7 @@ Every cost was worked out by hand from the price in the line above it.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, given, settings
@@ -236,6 +237,38 @@ class HintTests(SynchronousTestCase):
         """Every family, said and left out."""
         for row in ROWS:
             self.assertEqual(request_hints(row.model_id, row.body), row.expected, row.says)
+
+    def test_long(self) -> None:
+        """The same in bodies that are long otherwise."""
+        for row in ROWS:
+            if row.body.startswith(b"{") and row.expected != RequestHints():
+                padding = b'"padding":[%b],' % b",".join([b'{"width":1}'] * 5000)
+                body = b"{" + padding + row.body[1:].replace(b'"width":', b' "width" : ')
+                self.assertEqual(request_hints(row.model_id, body), row.expected, row.says)
+
+    def test_dense(self) -> None:
+        """However many members a body has, few are read one by one."""
+        for start, piece, end in [
+            (b"{", b'"a":1,', b'"a":1}'),
+            (b"{", b'"a":1,', b""),
+            (b"{", b'"a":1,', b'"'),
+            (b'{"messages":[', b"{},", b"{}]}"),
+            (b'{"tools":[{', b'"a":1,', b'"a":1}]}'),
+            (b'{"tools":[', b"{},", b"{}]}"),
+            (b'{"tools":[', b"[],", b"[]]}"),
+        ]:
+            calls = 0
+
+            def called(frame: object, event: str, argument: object) -> None:
+                nonlocal calls
+                calls += event == "call"
+
+            sys.setprofile(called)
+            try:
+                request_hints(CANVAS, start + piece * 100_000 + end)
+            finally:
+                sys.setprofile(None)
+            self.assertLess(calls, 13_000, (start, piece))
 
     def test_beginning(self) -> None:
         """

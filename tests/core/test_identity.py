@@ -91,6 +91,11 @@ class BodyTests(SynchronousTestCase):
             wanted = expected.replace("%s", ours)
             self.assertEqual(body_with_metadata(body.encode(), OURS), wanted.encode(), body)
 
+    def test_not_text(self) -> None:
+        """A name that is no UTF-8 is Bedrock's to refuse, beside metadata too."""
+        body = b'{"requestMetadata":{"team_id":"red"},"\xff":1}'
+        self.assertEqual(body_with_metadata(body, OURS), body)
+
     def test_not_readable(self) -> None:
         """Metadata that is none is the client's fault, and it is told so."""
         for said in ('"x"', "[1]", '{"a":1}', '{"a":{}}'):

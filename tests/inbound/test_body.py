@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -175,6 +176,21 @@ class ThreadsTests(TestCase):
             for finished in both:
                 await finished
             self.assertEqual((one.data == data, other.data == data), (True, True))
+
+    async def test_edited(self) -> None:
+        """A copy can be changed; that of a long one in a thread, as it takes a while."""
+        for length, aside in ((1000, False), (65536, False), (65537, True), (MIB + 1, True)):
+            threads: list[bool] = []
+
+            def reversed_(data: bytes) -> bytes:
+                threads.append(threading.current_thread() is not threading.main_thread())  # noqa: B023
+                return data[::-1]
+
+            body = await self.take(pattern(length))
+            edited = await body.edited(reversed_)
+            self.assertEqual(await self.give(edited), pattern(length)[::-1])
+            self.assertEqual(edited.sha256, hashlib.sha256(pattern(length)[::-1]).hexdigest())
+            self.assertEqual(threads, [aside])
 
     async def test_closed(self) -> None:
         """A closed body has no file open, and can be closed again."""

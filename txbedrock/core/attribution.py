@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import msgspec
 
@@ -47,7 +46,8 @@ _MAX_TAGS = 32
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 # A body is only looked into when a member with one of these names is in it, and
-# it is not huge.
+# it is not huge; a longer one is read sooner than it is searched.
+_SEARCHED = 16 * 1024
 _HINT = re.compile(rb'"(?:requestMetadata|metadata|user|safety_identifier)"[ \t\r\n]*:').search
 _MAX_BODY = 1024 * 1024
 
@@ -61,16 +61,22 @@ class Attribution:
     session_id: str = ""
 
 
+# No metadata that is valid is longer.
+_MAX_SAID = 16 * 1024
+_ABSENT = msgspec.Raw(b"null")
+
+
 class _Body(msgspec.Struct):
     """The members of the bodies of Converse, Anthropic and OpenAI that say who."""
 
-    request_metadata: Any = msgspec.field(default=None, name="requestMetadata")
-    metadata: Any = None
-    safety_identifier: Any = None
-    user: Any = None
+    request_metadata: msgspec.Raw = msgspec.field(default=_ABSENT, name="requestMetadata")
+    metadata: msgspec.Raw = _ABSENT
+    safety_identifier: msgspec.Raw = _ABSENT
+    user: msgspec.Raw = _ABSENT
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder().decode
 
 
 @cache
@@ -90,7 +96,7 @@ def attribution(
     wanted = _WANTED if user_header is None else _wanted_with(user_header)
     first = first_values(headers)
     found = {name: first[name] for name in wanted & first.keys()}
-    hinted = len(body) <= _MAX_BODY and _HINT(body) is not None
+    hinted = len(body) <= _MAX_BODY and (len(body) > _SEARCHED or _HINT(body) is not None)
     agent = _AGENT_SESSION.match(raw_path) if raw_path.startswith(b"/agents/") else None
     if not (found or hinted or agent):
         return NOBODY  # Nearly always, so it costs little.
@@ -116,13 +122,19 @@ NOBODY = Attribution()
 
 def _in_body(body: bytes) -> str:
     try:
-        decoded = _decode_body(body)
+        request_metadata, metadata, safety_identifier, user = map(
+            _said, msgspec.structs.astuple(_decode_body(body))
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-    said = _member(decoded.request_metadata)
-    if not said and isinstance(decoded.metadata, Mapping):
-        said = _text(decoded.metadata.get("user_id"))
-    return said or _text(decoded.safety_identifier) or _text(decoded.user)
+    said = _member(request_metadata)
+    if not said and isinstance(metadata, Mapping):
+        said = _text(metadata.get("user_id"))
+    return said or _text(safety_identifier) or _text(user)
+
+
+def _said(raw: msgspec.Raw) -> object:
+    return _decode(raw) if raw is not _ABSENT and len(raw) <= _MAX_SAID else None
 
 
 def _member(metadata: object) -> str:

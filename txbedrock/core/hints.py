@@ -70,6 +70,14 @@ _MOST = 100_000
 
 _decode = msgspec.json.Decoder().decode
 
+_SHORT = 16 * 1024
+_MOST_MARKS = {b'"': 4000, b"{": 1000, b"[": 1000}
+_ABSENT = msgspec.Raw(b"null")
+_Members = msgspec.defstruct(
+    "_Members", [(name.decode(), msgspec.Raw, _ABSENT) for name in _WANTED]
+)
+_decode_members = msgspec.json.Decoder(_Members).decode
+
 
 def request_hints(model_id: str, body: bytes) -> RequestHints:
     """
@@ -101,12 +109,32 @@ def request_hints(model_id: str, body: bytes) -> RequestHints:
 def _read(body: bytes) -> tuple[Mapping[str, object], bool]:
     """The members of a body that are wanted, and whether all of it has been read."""
     excerpt = Excerpt(_WANTED)
-    excerpt.feed(body)
+    excerpt.feed(body if len(body) <= _SHORT else _shortened(body))
     try:
         asked = _decode(excerpt.result())
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         asked = None
     return (asked, excerpt.complete) if isinstance(asked, dict) else ({}, False)
+
+
+def _shortened(body: bytes) -> bytes:
+    """
+    A long body without most of what an excerpt would skip, which takes it up to 0.6 s for 1 MiB.
+
+    Where too much is left, or it is no JSON or not whole, only the beginning of it.
+    """
+    try:
+        members = msgspec.structs.asdict(_decode_members(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    else:
+        there = (pair for pair in members.items() if pair[1] is not _ABSENT)
+        body = b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), raw) for name, raw in there)
+    for mark, most in _MOST_MARKS.items():
+        pieces = body.split(mark, most)
+        if len(pieces) > most:
+            body = body[: len(body) - len(pieces[-1])]
+    return body
 
 
 def _search_context(asked: Mapping[str, object], whole: bool) -> str:

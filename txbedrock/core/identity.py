@@ -51,6 +51,13 @@ _MAX_NAME = 64
 
 _MEMBER = "requestMetadata"
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class _Told(msgspec.Struct):
+    requestMetadata: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_told = msgspec.json.Decoder(_Told).decode
 _OPENING = re.compile(rb"\s*\{\s*")
 
 
@@ -122,16 +129,18 @@ def body_with_metadata(body: bytes, ours: Mapping[str, str]) -> bytes:
     :raises InvalidRequest: the client's metadata is no object of texts.
     """
     try:
-        members = _decode(body)
+        told = _decode_told(body).requestMetadata
+        members = {} if told is msgspec.UNSET else _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
-    if _MEMBER not in members:
+    if told is msgspec.UNSET:
         # Nobody wrote it with escapes either: the names are decoded.
         opening = _OPENING.match(body)
         assert opening is not None
+        rest = body[opening.end() :]
         member = b'"%b":%b' % (_MEMBER.encode(), msgspec.json.encode(_merged({}, ours)))
-        return b"{%b%b%b" % (member, b"," if members else b"", body[opening.end() :])
-    said = msgspec.json.decode(members[_MEMBER])
+        return b"{%b%b%b" % (member, b"" if rest.startswith(b"}") else b",", rest)
+    said = msgspec.json.decode(told)
     theirs = {} if said is None else _checked(said, _MEMBER)
     members[_MEMBER] = msgspec.Raw(msgspec.json.encode(_merged(theirs, ours)))
     return msgspec.json.encode(members)

@@ -26,6 +26,9 @@ _READ_SIZE = 128 * 1024
 # How much may wait for the disk before the client is asked to stop sending.
 _WRITE_BACKLOG = 1024 * 1024
 
+# A longer one takes milliseconds, and everything else would wait for it.
+_EDITED_AT_ONCE = 64 * 1024
+
 _one_edits = DeferredLock()
 
 T = TypeVar("T")
@@ -181,7 +184,9 @@ class Body:
         """
         body = Body()
         if self._file is None:
-            body.write(edit(self._whole))
+            whole = self._whole
+            long = len(whole) > _EDITED_AT_ONCE
+            body.write(await deferToThread(edit, whole) if long else edit(whole))
             await body.complete()
         else:
             await _one_edits.run(self._edit_in_thread, edit, body)
