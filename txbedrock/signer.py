@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from twisted.logger import Logger
 
 from txbedrock.core import sigv4
 from txbedrock.core.credentials import BearerToken, Credentials
+from txbedrock.core.deployments import Deployment
 from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
-from txbedrock.core.headers import HeaderList, header, signed_headers, upstream_headers
+from txbedrock.core.headers import header, signed_headers, upstream_headers
 from txbedrock.core.identity import (
     Identity,
     body_with_metadata,
@@ -20,7 +22,7 @@ from txbedrock.core.identity import (
     metadata_goes_in,
 )
 from txbedrock.core.models import Choice
-from txbedrock.core.operations import Match
+from txbedrock.core.operations import Match, Operation
 from txbedrock.errors import InvalidRequest
 from txbedrock.interfaces import (
     ICredentials,
@@ -45,6 +47,8 @@ _REFUSALS = frozenset(
 )
 _SKEW_S = 120.0
 
+_MOST_PLACES = 1024
+
 # Those of credentials that were good, and are not any more.
 _STALE = frozenset(
     (
@@ -54,6 +58,24 @@ _STALE = frozenset(
         b"UnrecognizedClientException",
     )
 )
+
+
+class _Place(NamedTuple):
+    """Where requests of one kind go, for one deployment."""
+
+    operation: Operation
+    deployment: Deployment
+    host: tuple[bytes, bytes]
+    """The header."""
+
+    path: bytes
+    url: bytes
+    """Without a query."""
+
+    source: ICredentialSource | None
+    """None: it depends on whom a request is for."""
+
+    first_byte_s: float
 
 
 class Signer:
@@ -88,6 +110,7 @@ class Signer:
         self._request_metadata = request_metadata
         self._keys = sigv4.SigningKeys()
         self._overrides: dict[str, BaseUrl] = {}
+        self._places: dict[tuple[str, str, str, bytes], _Place] = {}
         # Seconds to add to our clock, by authority; few hosts have any.
         self._clock_offsets: dict[bytes, float] = {}
 
@@ -120,22 +143,20 @@ class Signer:
         :raises CredentialsUnavailable: there are none for this deployment.
         :raises InvalidRequest: the path cannot be signed.
         """
-        operation, deployment = match.operation, choice.deployment
-        base = self._base_url(match, choice)
-        path = base.path_prefix + match.path_for(choice.model_id)
-        query = request.raw_query
-        headers: HeaderList = [
-            (b"Host", base.authority),
-            *upstream_headers(request.headers, self._user_header),
-        ]
-        source = self._source(choice, identity)
-        if deployment.session_tags:
+        place = self._place(match, choice)
+        operation, path, query = place.operation, place.path, request.raw_query
+        headers = [place.host, *upstream_headers(request.headers, self._user_header)]
+        source = place.source
+        if source is None:
+            source = self._source(choice, identity)
             await source.loaded()
         credentials = source.current(operation.service)
         if isinstance(credentials, BearerToken):
             headers.append((b"Authorization", b"Bearer " + credentials.token.encode()))
         else:
-            offset = self._clock_offsets.get(base.authority, 0.0)
+            now = self._now()
+            if self._clock_offsets:
+                now += self._clock_offsets.get(place.host[1], 0.0)
             try:
                 headers += sigv4.sign(
                     credentials,
@@ -146,23 +167,46 @@ class Signer:
                     payload_sha256=request.body.sha256,
                     region=choice.region,
                     service=operation.signing_name,
-                    timestamp=sigv4.amz_date(self._now() + offset),
+                    timestamp=sigv4.amz_date(now),
                     keys=self._keys,
                 )
             except sigv4.BadPath as error:
                 raise InvalidRequest(str(error)) from None
+        return UpstreamRequest(
+            request.method,
+            place.url if query is None else b"%b?%b" % (place.url, query),
+            headers,
+            request.body,
+            place.first_byte_s,
+            credentials,
+        )
+
+    def _place(self, match: Match, choice: Choice) -> _Place:
+        """:raises InvalidRequest: the model's id cannot be in a path."""
+        operation, deployment = match.operation, choice.deployment
+        key = deployment.id, choice.model_id, choice.region, match.model_suffix
+        place = self._places.get(key)
+        if place is not None and place.deployment is deployment and place.operation is operation:
+            return place
+        base = self._base_url(match, choice)
+        path = base.path_prefix + match.path_for(choice.model_id)
         timeout_s = deployment.timeout_s
         if operation.streams and deployment.stream_timeout_s is not None:
             timeout_s = deployment.stream_timeout_s
-        return UpstreamRequest(
-            method=request.method,
-            url=b"%b://%b%b%b"
-            % (base.scheme, base.authority, path, b"" if query is None else b"?" + query),
-            headers=headers,
-            body=request.body,
-            first_byte_timeout_s=self._first_byte_s if timeout_s is None else timeout_s,
-            credentials=credentials,
+        place = _Place(
+            operation,
+            deployment,
+            (b"Host", base.authority),
+            path,
+            b"%b://%b%b" % (base.scheme, base.authority, path),
+            None if deployment.session_tags else self._credentials.source(deployment.credentials),
+            self._first_byte_s if timeout_s is None else timeout_s,
         )
+        if operation.takes_model:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
+            self._places[key] = place
+        return place
 
     def _source(self, choice: Choice, identity: Identity) -> ICredentialSource:
         """Where a deployment's credentials come from."""

@@ -369,6 +369,47 @@ class SignTests(SynchronousTestCase):
                 self.fail(f"{number}: {case!r}\n  ours {result!r}\n  botocore {expected!r}")
         self.assertEqual(len(keys), 64)
 
+    def test_remembered_headers(self) -> None:
+        """
+        What is remembered of headers that were signed changes no signature: each is as
+        with a cache of its own.
+        """
+        case = replace(random_case(Random(1)), headers=())
+        keys = SigningKeys()
+        every: list[Headers] = [
+            [(b"Host", b"h")],
+            [(b"Host", b"h"), (b"X-Amz-Z", b"1")],
+            [(b"Host", b"h"), (b"X-Amz-Z", b"2")],
+            [(b"X-Amz-Z", b"2"), (b"Host", b"h")],
+            [(b"Host", b"h"), (b"X-Amz-Z", b"1"), (b"x-amz-z", b"2")],
+            [(b"Host", b"h"), (b"x-amz-z", b"2"), (b"X-Amz-Z", b"1")],
+            [(b"Host", b"h"), (b"Content-Type", b"X-Amz-Z:1")],
+        ]
+        for _ in range(2):
+            for headers in every:
+                for token in (None, "", "t", "t2"):
+                    with_token = replace(case, credentials=Credentials("AKID", "s", token))
+                    for when in ("20261122T174500Z", "20261122T174501Z", "20261123T000000Z"):
+                        signed = [
+                            self.sign_headers(with_token, headers, each, when)
+                            for each in (keys, SigningKeys())
+                        ]
+                        self.assertEqual(*signed)
+
+    def test_memory(self) -> None:
+        """
+        Headers that clients invent are forgotten, and long ones not kept.
+        """
+        case = random_case(Random(1))
+        keys = SigningKeys()
+        for number in range(1000):
+            self.sign_headers(case, [(b"Host", b"h"), (b"x-amz-n", b"%d" % number)], keys)
+        kept = len(keys._blocks)
+        self.assertLessEqual(kept, sigv4._CACHED_BLOCKS)
+        for long in (b"a" * 60_000, b"a" + b" " * 60_000):
+            self.sign_headers(case, [(b"Host", b"h"), (b"x-amz-n", long)], keys)
+        self.assertEqual(len(keys._blocks), kept)
+
     def test_needs_host(self) -> None:
         """
         A request without Host is a mistake of ours and is not signed.
@@ -385,7 +426,13 @@ class SignTests(SynchronousTestCase):
             headers = [(b"Host", b"h"), (name, b"x")]
             self.assertRaises(ValueError, self.sign_headers, case, headers)
 
-    def sign_headers(self, case: Case, headers: Headers) -> Headers:
+    def sign_headers(
+        self,
+        case: Case,
+        headers: Headers,
+        keys: SigningKeys | None = None,
+        timestamp: str = "20261122T174500Z",
+    ) -> Headers:
         return sign(
             case.credentials,
             method=b"POST",
@@ -395,8 +442,8 @@ class SignTests(SynchronousTestCase):
             payload_sha256=EMPTY_SHA256,
             region="r",
             service="s",
-            timestamp="20261122T174500Z",
-            keys=SigningKeys(),
+            timestamp=timestamp,
+            keys=keys or SigningKeys(),
         )
 
 
@@ -776,17 +823,16 @@ class VerifyTests(SynchronousTestCase):
         ordered = tuple(sorted(names))
         fields = sigv4._fold(headers)
         signature = sigv4._signature(
-            SigningKeys(),
-            "secret",
+            SigningKeys().scope("secret", case.timestamp[:8], "us-east-1", "bedrock"),
             b"POST",
             canonical_path(case.path.encode()),
             b"",
-            {name: fields.get(name, "") for name in ordered},
-            ordered,
+            [
+                *(f"{name}:{fields.get(name, '')}\n".encode() for name in ordered),
+                f"\n{';'.join(ordered)}\n".encode(),
+            ],
             case.payload_sha256,
-            case.timestamp,
-            "us-east-1",
-            "bedrock",
+            case.timestamp.encode(),
         )
         scoped = replace(self.good.signature, signed_headers=ordered, signature=signature)
         return replace(self.good, signature=scoped, headers=tuple(headers))

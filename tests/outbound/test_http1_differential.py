@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
@@ -21,6 +22,8 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from txbedrock.core.headers import Indexed
+from txbedrock.outbound import http1
 from txbedrock.outbound.http1 import Connection, Request
 
 _ROUNDS = 20_000
@@ -404,3 +407,50 @@ class DifferentialTests(SynchronousTestCase):
                 self.assertGreater(counts[reason], 0, reason)
         self.assertGreater(counts["taken by both"], _ROUNDS / 4)
         Logger().info("differences: {counts}", counts=dict(counts))
+
+
+class PlainHeadTests(SynchronousTestCase):
+    """Heads that are taken apart without asking llhttp for each header."""
+
+    def read(self, data: bytes) -> object:
+        """What is made of a head, with its index; None: it is refused."""
+        try:
+            newer, code, phrase, headers = http1._read_head(data)
+        except _newclient.ParseError:
+            return None
+        assert isinstance(headers, Indexed)
+        return newer, code, phrase, list(headers), headers.first
+
+    def test_as_llhttp(self) -> None:
+        """Whatever llhttp accepts is read as llhttp reads it."""
+        random = Random(11)
+        plain = 0
+        for _ in range(_ROUNDS):
+            data = an_answer(random)
+            if random.random() < 0.6:
+                data = mutated(random, data)
+            head = data[: data.find(b"\r\n\r\n") + 4]
+            if len(head) < 4:
+                continue
+            read = self.read(head)
+            if read is not None and http1._plain_head(head) is not None:
+                plain += 1
+            with patch.object(http1, "_plain_head", lambda data: None):
+                self.assertEqual(self.read(head), read, head)
+        self.assertGreater(plain, _ROUNDS / 4)
+
+    def test_odd_lines(self) -> None:
+        """What is not plain stays so when it comes again."""
+        for line in (b"a: b\rc", b"a: b\nc: d", b"a: b\r\n c", b"a : b", b"a:", b": b", b"a"):
+            head = b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n"
+            for _ in range(2):
+                self.assertIsNone(http1._plain_head(head), line)
+
+    def test_memory(self) -> None:
+        """Lines that never come again are forgotten."""
+        for number in range(3000):
+            http1._plain_head(b"HTTP/1.1 200 OK\r\nx-id: %d\r\n\r\n" % number)
+        self.assertLessEqual(len(http1._lines), http1._MOST_LINES)
+        long = b"x-long: " + b"a" * 1000
+        self.assertIsNotNone(http1._plain_head(b"HTTP/1.1 200 OK\r\n" + long + b"\r\n\r\n"))
+        self.assertNotIn(long, http1._lines)

@@ -191,7 +191,7 @@ class IdleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.pool = Pool(self.clock, max_idle=3, connect_timeout_s=1.0)
-        self.origin = self.pool.origin(b"o", lambda: Origin(self.pool, "127.0.0.1", 1, None))
+        self.origin = self.pool.origin(b"o", lambda _: Origin(self.pool, "127.0.0.1", 1, None))
         self.addCleanup(self.cancel)
 
     def cancel(self) -> None:
@@ -274,7 +274,7 @@ class IdleTests(SynchronousTestCase):
         """Origins without a connection do not pile up."""
         for number in range(2000):
             name = b"http://h%d" % number
-            self.pool.origin(name, lambda: Origin(self.pool, "127.0.0.1", 1, None))
+            self.pool.origin(name, lambda _: Origin(self.pool, "127.0.0.1", 1, None))
         self.assertLess(len(self.pool._origins), 1000)
 
 

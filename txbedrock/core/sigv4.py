@@ -32,8 +32,9 @@ from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import digest as _hmac_digest
+from math import floor
 from time import gmtime, strftime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from txbedrock.core.credentials import Credentials
 
@@ -95,6 +96,9 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9\-._~/]")
 _DOT_SEGMENT = re.compile(rb"(?:\A|/)(?:\.|%2[eE]){1,2}(?:/|\Z)")
 _SLASHES = re.compile(rb"//+")
 _CACHED_PATH_BYTES = 512
+
+_CACHED_BLOCK_BYTES = 4096
+_CACHED_BLOCKS = 256
 
 
 def canonical_path(raw_path: bytes) -> bytes:
@@ -163,17 +167,34 @@ class SigningKeys:
     and could otherwise push out the keys that we sign with.
     """
 
-    __slots__ = ("_keys", "_limit")
+    __slots__ = ("_blocks", "_keys", "_limit")
 
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
-        self._keys: dict[tuple[str, str, str, str], tuple[_Hash, _Hash]] = {}
+        self._keys: dict[tuple[str, str, str, str], _Scope] = {}
+        self._blocks: dict[tuple[object, ...], _Block] = {}
 
     def __repr__(self) -> str:
         return "SigningKeys()"
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def scope(self, secret_access_key: str, date: str, region: str, service: str) -> _Scope:
+        """
+        What signs for a day, a region and a service.
+
+        :param date: ``YYYYMMDD``.
+        """
+        key = (secret_access_key, date, region, service)
+        scope = self._keys.get(key)
+        if scope is None:
+            inner, outer = _pads(_derive(secret_access_key, date, region, service))
+            text = f"{date}/{region}/{service}/aws4_request".encode()
+            scope = self._keys[key] = _Scope(inner, outer, text)
+            if len(self._keys) > self._limit:
+                del self._keys[next(iter(self._keys))]
+        return scope
 
     def signature(
         self, secret_access_key: str, date: str, region: str, service: str, message: bytes
@@ -184,17 +205,45 @@ class SigningKeys:
         :param date: ``YYYYMMDD``.
         :returns: 64 lower-case hexadecimal digits.
         """
-        key = (secret_access_key, date, region, service)
-        pads = self._keys.get(key)
-        if pads is None:
-            pads = self._keys[key] = _pads(_derive(secret_access_key, date, region, service))
-            if len(self._keys) > self._limit:
-                del self._keys[next(iter(self._keys))]
-        inner = pads[0].copy()
-        inner.update(message)
-        outer = pads[1].copy()
-        outer.update(inner.digest())
-        return outer.hexdigest()
+        return _hmac(self.scope(secret_access_key, date, region, service), message)
+
+    def block(self, headers: _Headers, session_token: str | None) -> _Block:
+        """
+        What headers are in a canonical request. Most of ours are those of the last one.
+
+        :raises ValueError: as :func:`sign`.
+        """
+        key = (*headers, session_token)
+        block = self._blocks.get(key)
+        if block is None:
+            block = _block(headers, session_token)
+            # As they came: white space may be most of them.
+            size = sum(len(name) + len(value) for name, value in headers)
+            if size <= _CACHED_BLOCK_BYTES:
+                if len(self._blocks) >= _CACHED_BLOCKS:
+                    self._blocks.clear()
+                self._blocks[key] = block
+        return block
+
+
+class _Scope(NamedTuple):
+    """A derived key, as :func:`_pads` gives it, and what it is for."""
+
+    inner: _Hash
+    outer: _Hash
+    text: bytes
+
+    def __repr__(self) -> str:
+        return f"_Scope({self.text!r})"
+
+
+def _hmac(scope: _Scope, message: bytes) -> str:
+    inner, outer, _ = scope
+    inner = inner.copy()
+    inner.update(message)
+    outer = outer.copy()
+    outer.update(inner.digest())
+    return outer.hexdigest()
 
 
 def _derive(secret_access_key: str, date: str, region: str, service: str) -> bytes:
@@ -230,30 +279,59 @@ def _fold(headers: _Headers) -> dict[str, str]:
     return fields
 
 
+class _Block(NamedTuple):
+    """Headers as a canonical request has them, with room for the time."""
+
+    before: bytes
+    """Up to the value of ``x-amz-date``."""
+
+    after: bytes
+    """From there to the hash of the body."""
+
+    names: bytes
+    """Between semicolons."""
+
+
+def _block(headers: _Headers, session_token: str | None) -> _Block:
+    fields = _fold(headers)
+    if "host" not in fields:
+        raise ValueError("Host must be among the headers to sign")
+    if "x-amz-date" in fields or "x-amz-security-token" in fields or "authorization" in fields:
+        raise ValueError("the headers to sign hold one that sign() adds")
+    fields["x-amz-date"] = ""
+    if session_token:
+        fields["x-amz-security-token"] = " ".join(session_token.split())
+    names = sorted(fields)
+    at = names.index("x-amz-date")
+    before = _lines(fields, names[:at])
+    after = _lines(fields, names[at + 1 :])
+    signed = ";".join(names)
+    return _Block(
+        f"{before}x-amz-date:".encode(), f"\n{after}\n{signed}\n".encode(), signed.encode()
+    )
+
+
+def _lines(fields: dict[str, str], names: Sequence[str]) -> str:
+    return "".join([f"{name}:{fields[name]}\n" for name in names])
+
+
 def _signature(
-    keys: SigningKeys,
-    secret_access_key: str,
+    scope: _Scope,
     method: bytes,
     path: bytes,
     query: bytes,
-    fields: dict[str, str],
-    names: Sequence[str],
+    headers: Sequence[bytes],
     payload_sha256: str,
-    timestamp: str,
-    region: str,
-    service: str,
+    time: bytes,
 ) -> str:
-    block = "".join([f"{name}:{fields[name]}\n" for name in names])
-    tail = f"{block}\n{';'.join(names)}\n{payload_sha256}".encode()
-    request_hash = sha256(b"%b\n%b\n%b\n%b" % (method.upper(), path, query, tail)).hexdigest()
-    date = timestamp[:8]
-    return keys.signature(
-        secret_access_key,
-        date,
-        region,
-        service,
-        f"{_ALGORITHM}\n{timestamp}\n{date}/{region}/{service}/aws4_request\n{request_hash}".encode(),
-    )
+    """
+    :param path: canonical, as is ``query``.
+    :param headers: what stands between query and payload in a canonical request, in pieces.
+    """
+    parts = (method.upper(), b"\n", path, b"\n", query, b"\n", *headers, payload_sha256.encode())
+    request_hash = sha256(b"".join(parts)).hexdigest().encode()
+    message = b"".join((b"AWS4-HMAC-SHA256\n", time, b"\n", scope.text, b"\n", request_hash))
+    return _hmac(scope, message)
 
 
 def sign(
@@ -283,34 +361,32 @@ def sign(
     :raises BadPath: as :func:`canonical_path`.
     :raises ValueError: if ``Host`` is missing, or a header is there already.
     """
-    fields = _fold(headers)
-    if "host" not in fields:
-        raise ValueError("Host must be among the headers to sign")
-    if "x-amz-date" in fields or "x-amz-security-token" in fields or "authorization" in fields:
-        raise ValueError("the headers to sign hold one that sign() adds")
-    fields["x-amz-date"] = timestamp
     token = credentials.session_token
-    if token:
-        fields["x-amz-security-token"] = " ".join(token.split())
-    names = sorted(fields)
+    before, after, names = keys.block(headers, token)
+    scope = keys.scope(credentials.secret_access_key, timestamp[:8], region, service)
+    time = timestamp.encode()
     signature = _signature(
-        keys,
-        credentials.secret_access_key,
+        scope,
         method,
         canonical_path(raw_path),
-        canonical_query(raw_query),
-        fields,
-        names,
+        canonical_query(raw_query) if raw_query else b"",
+        (before, time, after),
         payload_sha256,
-        timestamp,
-        region,
-        service,
+        time,
     )
-    authorization = (
-        f"{_ALGORITHM} Credential={credentials.access_key_id}/{timestamp[:8]}/{region}/{service}"
-        f"/aws4_request, SignedHeaders={';'.join(names)}, Signature={signature}"
-    ).encode()
-    date = (b"X-Amz-Date", timestamp.encode())
+    authorization = b"".join(
+        (
+            b"AWS4-HMAC-SHA256 Credential=",
+            credentials.access_key_id.encode(),
+            b"/",
+            scope.text,
+            b", SignedHeaders=",
+            names,
+            b", Signature=",
+            signature.encode(),
+        )
+    )
+    date = (b"X-Amz-Date", time)
     if token:
         return [date, (b"X-Amz-Security-Token", token.encode()), (b"Authorization", authorization)]
     return [date, (b"Authorization", authorization)]
@@ -471,17 +547,13 @@ def verify(
     except BadPath as error:
         raise BadSignature(f"The request cannot be verified: {error}.") from None
     expected = _signature(
-        keys,
-        secret_access_key,
+        keys.scope(secret_access_key, timestamp[:8], signature.region, signature.service),
         method,
         path,
         canonical_query(raw_query),
-        fields,
-        names,
+        [f"{_lines(fields, names)}\n{';'.join(names)}\n".encode()],
         payload_sha256,
-        timestamp,
-        signature.region,
-        signature.service,
+        timestamp.encode(),
     )
     content_sha256 = fields.get("x-amz-content-sha256", payload_sha256)
     if (
@@ -510,7 +582,7 @@ def amz_date(now: float) -> str:
 
     :param now: POSIX seconds; fractions are dropped.
     """
-    return _amz_date(int(now // 1))
+    return _amz_date(floor(now))
 
 
 def _posix(timestamp: str) -> float | None:

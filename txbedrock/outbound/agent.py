@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL
@@ -30,6 +31,7 @@ from txbedrock.outbound.pool import Origin, Pool
 __all__ = ["ExactAgent", "Pool", "https_policy"]
 
 _CACHED_HOSTS = 512
+_CACHED_URI_BYTES = 512
 
 
 @implementer(IOpenSSLTrustRoot)
@@ -143,11 +145,10 @@ class ExactAgent:
             :meth:`.http1.Connection.send` and :meth:`.pool.Origin.connect` do, or with
             ``ValueError`` when this is no HTTP.
         """
-        at = uri.find(b"/", uri.find(b"://") + 3)
-        name, target = (uri, b"/") if at < 0 else (uri[:at], uri[at:])
         try:
+            name, target = _cached_parts(uri) if len(uri) <= _CACHED_URI_BYTES else _parts(uri)
             request = Request(method, uri, target, headers or [], bodyProducer)
-            origin = self._pool.origin(name, lambda: self._origin(name))
+            origin = self._pool.origin(name, self._origin)
         except ValueError:
             return fail()
         connection = origin.kept()
@@ -167,6 +168,15 @@ class ExactAgent:
         if scheme == b"https":
             creator = self._policy.creatorForNetloc(host, port)
         return Origin(self._pool, host.decode("ascii"), port, creator)
+
+
+def _parts(uri: bytes) -> tuple[bytes, bytes]:
+    """:returns: scheme and authority, and the target."""
+    at = uri.find(b"/", uri.find(b"://") + 3)
+    return (uri, b"/") if at < 0 else (uri[:at], uri[at:])
+
+
+_cached_parts = lru_cache(maxsize=1024)(_parts)
 
 
 def _first_try(origin: Origin, request: Request) -> Deferred[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from socket import MSG_PEEK
 from typing import Protocol as Shape
 
@@ -37,7 +38,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
-from txbedrock.core.headers import NO_HEADERS, HeaderList
+from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
 from txbedrock.writing import write_now
 
 __all__ = ["Chunks", "Connection", "Owner", "Request", "Response", "collected", "listed"]
@@ -52,7 +53,9 @@ _TRAILER_BYTES = 64 * 1024
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
+_LF, _CR = b"\n\r"
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2}) ([!-~][ -~]*)?")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:;[\t\x20-\x7e\x80-\xff]*)?\r?")
@@ -87,6 +90,9 @@ _OF_THE_CONNECTION = frozenset(
     )
 )
 
+_VERSION_1_0 = b"HTTP", 1, 0
+_VERSION_1_1 = b"HTTP", 1, 1
+
 _REPEATABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE"))
 
 _log = Logger()
@@ -96,25 +102,45 @@ _DONE = Failure(ResponseDone("Response body fully received"))
 
 # Requests.
 
-# Names of headers that were seen and are tokens, in the case they were given in, and
-# whether they are ``Host``. There are few; clients could invent any number.
-_names: dict[bytes, bool] = {}
+
+class _Names(dict[bytes, tuple[bytes, bool]]):
+    """
+    What a line of a head begins with, by a header's name in the case it was given in, and
+    whether that is ``Host``. There are few; clients could invent any number.
+    """
+
+    def __missing__(self, name: bytes) -> tuple[bytes, bool]:
+        """
+        :raises ValueError: no name of a header that may be sent.
+        """
+        lower = name.lower()
+        if _TOKEN.fullmatch(name) is None:
+            raise ValueError("the name of a header is not a token")
+        if lower in (b"content-length", b"transfer-encoding"):
+            raise ValueError("the length of a request is its body's to tell")
+        if len(self) >= _MOST_NAMES:
+            self.clear()
+        known = self[name] = b"\r\n" + name + b": ", lower == b"host"
+        return known
+
+
 _MOST_NAMES = 1024
+_names = _Names()
 
 
-def _is_host(name: bytes) -> bool:
+def _first_line(method: bytes, target: bytes) -> bytes:
     """
-    :raises ValueError: no name of a header that may be sent.
+    :raises ValueError: no HTTP.
     """
-    lower = name.lower()
-    if _TOKEN.fullmatch(name) is None:
-        raise ValueError("the name of a header is not a token")
-    if lower in (b"content-length", b"transfer-encoding"):
-        raise ValueError("the length of a request is its body's to tell")
-    if len(_names) >= _MOST_NAMES:
-        _names.clear()
-    is_host = _names[name] = lower == b"host"
-    return is_host
+    if _TOKEN.fullmatch(method) is None:
+        raise ValueError("the method is not a token")
+    if _TARGET.fullmatch(target) is None:
+        raise ValueError("the target has characters that must be escaped")
+    return b"%b %b HTTP/1.1" % (method, target)
+
+
+_cached_first_line = lru_cache(maxsize=1024)(_first_line)
+_CACHED_TARGET_BYTES = 512
 
 
 @implementer(IClientRequest)
@@ -140,10 +166,8 @@ class Request:
         headers: Headers | HeaderList,
         producer: IBodyProducer | None,
     ) -> None:
-        if _TOKEN.fullmatch(method) is None:
-            raise ValueError("the method is not a token")
-        if _TARGET.fullmatch(target) is None:
-            raise ValueError("the target has characters that must be escaped")
+        first_line = _cached_first_line if len(target) <= _CACHED_TARGET_BYTES else _first_line
+        head = [first_line(method, target)]
         self.method = method
         self.absoluteURI = uri
         self._given = headers
@@ -151,44 +175,35 @@ class Request:
         self.repeatable = producer is None and method in _REPEATABLE
         """May it be sent again when a kept connection turns out to be closed?"""
 
-        lines = [method, b" ", target, b" HTTP/1.1\r\n"]
-        ends = 2
         whole: bytes = getattr(producer, "whole", b"")
         if producer is not None and producer.length is UNKNOWN_LENGTH:
             self.chunked = True
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-            ends += 1
+            head.append(b"\r\nTransfer-Encoding: chunked")
         elif producer is not None or method in (b"POST", b"PUT"):
-            lines.append(b"Content-Length: %d\r\n" % (0 if producer is None else producer.length))
-            ends += 1
+            head.append(b"\r\nContent-Length: %d" % (0 if producer is None else producer.length))
         self.producer = None if whole else producer
         """Whom the body has to be asked of."""
 
         hosts = 0
         if isinstance(headers, Headers):
             headers = listed(headers)
+        at = len(head)
         known = _names
         for name, value in headers:
-            is_host = known.get(name)
-            if is_host is None:
-                is_host = _is_host(name)
+            start, is_host = known[name]
             if is_host:
                 hosts += 1
-            lines += (name, b": ", value, b"\r\n")
+            head.append(start)
+            head.append(value)
         if hosts != 1:
             raise ValueError("a request needs exactly one Host header")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        ends += len(headers)
-        # The rest has been looked at: more ends of lines than lines come from a value.
-        if (
-            head.count(b"\n") != ends
-            or head.count(b"\r") != ends
-            or head.count(b"\r\n") != ends
-            or b"\0" in head
-        ):
+        # The rest has been looked at.
+        given = b"".join(head[at + 1 :: 2])
+        if _LF in given or _CR in given or 0 in given:
             raise ValueError("the value of a header has a line break or a NUL")
-        self.wire = head + whole if whole else head
+        head.append(b"\r\n\r\n")
+        head.append(whole)
+        self.wire = b"".join(head)
         """The head, and the body if it is at hand."""
 
     def let_go(self) -> None:
@@ -391,6 +406,18 @@ class Response:
         elif self._connection is not None:
             self._connection.wanted()
 
+    def take_whole(self) -> bytes | None:
+        """
+        The body, if it has come in one piece and nobody has it yet. It counts as delivered.
+
+        :returns: None: it is to be delivered.
+        """
+        held = self._held
+        if self._reason is not _DONE or self.receiver is not None or len(held) > 1:
+            return None
+        self.receiver = _GONE
+        return held.pop() if held else b""
+
     def take(self, data: bytes) -> None:
         """A piece has come."""
         if self.receiver is None:
@@ -433,6 +460,13 @@ _GONE = Protocol()
 """In place of who has taken a body."""
 
 
+# What sizes of chunks mean that have been read: a stream has few that it uses often.
+_sizes: dict[bytes, int] = {}
+_MOST_SIZES = 4096
+
+_LIKELY_ONE_BYTES = 8192
+
+
 class Chunks:
     """
     Takes the framing off a chunked body.
@@ -462,6 +496,15 @@ class Chunks:
         if left > len(data):
             self._left = left - len(data)
             return b"", data, -1
+        if not left and len(data) < _LIKELY_ONE_BYTES:
+            # The commonest piece of a stream: a chunk.
+            size_line, _, chunk = data.partition(b"\r\n")
+            if (
+                _sizes.get(size_line) == len(chunk) - 2
+                and chunk[-2:] == b"\r\n"
+                and not (self._rest or self._ending or self._in_trailers)
+            ):
+                return chunk[:-2], b"", -1
         if self._rest:
             data, self._rest = self._rest + data, b""
         if self._in_trailers:
@@ -507,6 +550,8 @@ class Chunks:
                     raise ParseError("no size of a chunk", b"")
                 break
             left = int(line[1], 16)
+            if left and len(_sizes) < _MOST_SIZES:
+                _sizes[line[1]] = left
             at = line.end()
             if not left:
                 self._in_trailers = True
@@ -543,7 +588,11 @@ class Chunks:
         return len(data) - end
 
 
-class _Head:
+_Head = tuple[bool, int, bytes, HeaderList]
+"""Of an answer: whether it is HTTP/1.1, not 1.0; its status, phrase and headers."""
+
+
+class _Listener:
     """What llhttp tells of the head of an answer."""
 
     __slots__ = ("headers", "phrase")
@@ -558,6 +607,97 @@ class _Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         # llhttp leaves the white space at the end.
         self.headers.append((name, value.rstrip(b" \t") if value[-1:] in b" \t" else value))
+
+
+def _read_head(data: bytes) -> _Head:
+    """
+    llhttp says whether it is one. Nearly all are so plain that it need not be asked where
+    its names and values are, which would take most of the time.
+
+    :raises ParseError: it is none, or one that nobody asked for.
+    """
+    head = _plain_head(data)
+    listener = _Listener()
+    parser = HttpResponseParser(listener if head is None else None)
+    try:
+        parser.feed_data(data)
+    except HttpParserUpgrade:
+        raise ParseError("an answer changes the protocol", b"") from None
+    except HttpParserError as error:
+        raise ParseError(str(error), b"") from None
+    if head is not None:
+        return head
+    code = parser.get_status_code()
+    if not data.startswith(b"HTTP/1.") or code < 100:
+        raise ParseError("no status line of HTTP/1", b"")
+    if listener.phrase != b"OK" and _CONTROL.search(listener.phrase) is not None:
+        raise ParseError("control characters in a status line", b"")
+    newer = data.startswith(b"HTTP/1.1")
+    return newer, code, listener.phrase, Indexed(listener.headers)
+
+
+def _plain_head(data: bytes) -> _Head | None:
+    """
+    What llhttp would tell of a head, if it takes it for one.
+
+    :returns: None where only llhttp knows.
+    """
+    lines = data.split(b"\r\n")
+    status = _status(lines[0])
+    if status is None:
+        return None
+    headers = _ReadHeaders()
+    first = headers.first
+    known = _lines
+    for line in lines[1:-2]:
+        read = known[line]
+        if read is None:
+            return None
+        pair, lower = read
+        headers.append(pair)
+        if lower not in first:
+            first[lower] = pair[1]
+    newer, code, phrase = status
+    return newer, code, phrase, headers
+
+
+@lru_cache(maxsize=64)
+def _status(line: bytes) -> tuple[bool, int, bytes] | None:
+    found = _STATUS_LINE.fullmatch(line)
+    return found and (found[1] == b"1", int(found[2]), found[3] or b"")
+
+
+class _Lines(dict[bytes, tuple[tuple[bytes, bytes], bytes] | None]):
+    """
+    Lines of headers that were read: what they say, and the name in lower case. Most of an
+    answer's are those of the one before.
+    """
+
+    def __missing__(self, line: bytes) -> tuple[tuple[bytes, bytes], bytes] | None:
+        name, _, value = line.partition(b": ")
+        value = value.strip(b" \t")
+        read = None
+        if value and _LF not in line and _CR not in line and _TOKEN.fullmatch(name) is not None:
+            read = (name, value), name.lower()
+        if len(line) <= _LONGEST_KEPT:
+            if len(self) >= _MOST_LINES:
+                self.clear()
+            self[line] = read
+        return read
+
+
+_lines = _Lines()
+_MOST_LINES = 1024
+_LONGEST_KEPT = 256
+
+
+class _ReadHeaders(Indexed):
+    """Headers that are indexed as they are read."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.first = {}
 
 
 # Connections.
@@ -829,7 +969,7 @@ class Connection(Protocol):
         assert answer is not None
         rest = data[end:] if end < len(data) else b""
         self._response = response
-        if self._take == self._take_nothing or rest:
+        if rest or self._take == self._take_nothing:
             # It goes to nobody yet, but the response keeps it.
             try:
                 self._take(rest)
@@ -857,27 +997,15 @@ class Connection(Protocol):
 
         :returns: None if it is an interim one.
         """
-        head = _Head()
-        parser = HttpResponseParser(head)
-        try:
-            parser.feed_data(data)
-        except HttpParserUpgrade:
-            raise ParseError("an answer changes the protocol", b"") from None
-        except HttpParserError as error:
-            raise ParseError(str(error), b"") from None
-        code = parser.get_status_code()
-        if not data.startswith(b"HTTP/1.") or code < 100:
-            raise ParseError("no status line of HTTP/1", b"")
-        if head.phrase != b"OK" and _CONTROL.search(head.phrase) is not None:
-            raise ParseError("control characters in a status line", b"")
+        newer, code, phrase, headers = _read_head(data)
         if code < 200:
             if code == 101:
                 raise ParseError("an answer changes the protocol", b"")
             return None
         length: int | None = None
         chunked = False
-        keep = data.startswith(b"HTTP/1.1")
-        for name, value in head.headers:
+        keep = newer
+        for name, value in headers:
             size = len(name)
             # Three names matter here, and this tells nearly all others.
             if size == 14:
@@ -889,7 +1017,7 @@ class Connection(Protocol):
                         raise ParseError("a transfer coding that nobody asked for", b"")
                     chunked = True
             elif size == 10 and keep and name.lower() == b"connection":
-                keep = b"close" not in value.lower()
+                keep = value == b"keep-alive" or b"close" not in value.lower()
         if chunked and length is not None:
             raise ParseError("an answer with two lengths", b"")
         told: int | object = UNKNOWN_LENGTH
@@ -908,8 +1036,8 @@ class Connection(Protocol):
             keep = False
             self._take = self._take_until_close
         self._keep = keep
-        version = (b"HTTP", 1, 1 if data.startswith(b"HTTP/1.1") else 0)
-        return Response(self, request, version, code, head.phrase, head.headers, told)
+        version = _VERSION_1_1 if newer else _VERSION_1_0
+        return Response(self, request, version, code, phrase, headers, told)
 
     def _take_nothing(self, data: bytes) -> None:
         self._finish(data != b"")
@@ -931,7 +1059,11 @@ class Connection(Protocol):
         assert chunks is not None
         whole, part, after = chunks.feed(data)
         if whole:
-            response.take(whole)
+            receiver = response.receiver
+            if receiver is None:
+                response.take(whole)
+            else:
+                receiver.dataReceived(whole)
         if part:
             response.take(part)
         if after >= 0:

@@ -94,14 +94,14 @@ class Pool:
         """All that there are, or that are being made."""
         return sum(origin.connections for origin in self._origins.values())
 
-    def origin(self, name: bytes, make: Callable[[], Origin]) -> Origin:
+    def origin(self, name: bytes, make: Callable[[bytes], Origin]) -> Origin:
         """
         :param name: scheme and authority.
-        :param make: makes what is not known yet.
+        :param make: makes what is not known yet, by its name.
         """
         origin = self._origins.get(name)
         if origin is None:
-            origin = make()
+            origin = make(name)
             if len(self._origins) >= _CACHED_ORIGINS:
                 # Bounded by the hosts that the configuration and the regions of ARNs name.
                 self._origins = {

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from txbedrock.interfaces import Ending, ITaker
 
-__all__ = ["Relay", "discard"]
+__all__ = ["Arrived", "Relay", "discard"]
 
 
 @implementer(IPushProducer)
@@ -79,7 +79,6 @@ class Relay(Protocol):
                 self._start_timer()
                 self._done = Deferred()
                 return await self._done
-            # Most answers are whole when their heads are here.
             return self._verdict
         except CancelledError:
             # The client has left. Its transport asks for nothing any more, so
@@ -156,7 +155,7 @@ class Relay(Protocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._stop_timer()
         if self._verdict is None:
-            whole = reason.check(ResponseDone, PotentialDataLoss) is not None
+            whole = isinstance(reason.value, (ResponseDone, PotentialDataLoss))
             self._end(Ending.COMPLETE if whole else Ending.CUT)
 
     # What the downstream's transport calls.
@@ -235,6 +234,41 @@ class Relay(Protocol):
         done, self._done = self._done, None
         if done is not None and not done.called:
             done.callback(ending)
+
+
+class Arrived:
+    """
+    In place of a :class:`Relay`, for a body of known length that is here: all of it is held
+    back.
+    """
+
+    __slots__ = ("_observe", "held", "relayed")
+
+    _log = Logger()
+
+    def __init__(self, body: bytes, observe: Callable[[bytes], None] | None) -> None:
+        self._observe = observe
+        self.held = body
+        self.relayed = len(body)
+
+    async def run(self) -> Ending:
+        """Observe it."""
+        if self._observe is not None and self.held:
+            try:
+                self._observe(self.held)
+            except Exception:
+                self._log.failure("observing an answer failed; it is relayed, unobserved")
+        return Ending.COMPLETE
+
+    async def drain(self, max_bytes: int, max_seconds: float) -> Ending:
+        """There is nothing to read."""
+        return Ending.COMPLETE
+
+    def stop(self) -> None:
+        """There is nothing to close."""
+
+    def hand_over(self, taker: ITaker) -> None:
+        """There is nothing to be taken."""
 
 
 class _Discard(Protocol):

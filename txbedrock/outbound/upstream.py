@@ -16,7 +16,7 @@ from twisted.internet.error import (
     DNSLookupError,
 )
 from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web._newclient import ParseError
@@ -30,10 +30,10 @@ from txbedrock.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from txbedrock.interfaces import ITaker, IUpstreamResponse, UpstreamRequest
+from txbedrock.interfaces import IRelay, ITaker, IUpstreamResponse, UpstreamRequest
 from txbedrock.outbound.client import ForwardingClient
 from txbedrock.outbound.http1 import Response, collected, listed
-from txbedrock.outbound.relay import Relay, discard
+from txbedrock.outbound.relay import Arrived, Relay, discard
 
 __all__ = ["Upstream", "UpstreamResponse"]
 
@@ -45,27 +45,76 @@ _DISCARD_BYTES = 64 * 1024
 class UpstreamResponse:
     """The head of an answer, over treq's response."""
 
+    __slots__ = ("_clock", "headers", "length", "phrase", "response", "status")
+
     def __init__(self, response: IResponse, clock: IReactorTime) -> None:
+        # treq's wraps one that knows its headers as they came.
+        response = getattr(response, "original", response)
         self.response = response
         self._clock = clock
-        # treq's wraps one that knows its headers as they came.
-        inner: Any = getattr(response, "original", response)
-        self.status: int = inner.code
-        self.phrase: bytes = inner.phrase
-        headers: HeaderList | None = getattr(inner, "raw_headers", None)
-        self.headers: HeaderList = Indexed(listed(inner.headers) if headers is None else headers)
-        self.length: int | None = None if inner.length is UNKNOWN_LENGTH else inner.length
+        self.status: int = response.code
+        self.phrase: bytes = response.phrase
+        self.headers: HeaderList
+        if isinstance(response, Response):
+            self.headers = response.raw_headers
+        else:
+            self.headers = Indexed(listed(response.headers))
+        length = response.length
+        self.length: int | None = None if length is UNKNOWN_LENGTH else length
 
     def let_go(self) -> None:
         """Forget the headers: the client has got them."""
         self.headers = NO_HEADERS
-        inner: Any = getattr(self.response, "original", self.response)
-        if isinstance(inner, Response):
-            inner.let_go()
+        if isinstance(self.response, Response):
+            self.response.let_go()
 
     async def discard(self) -> None:
         """Throw a short body away; close the connection on a long or slow one."""
         await discard(self.response, self._clock, _DISCARD_BYTES, _DISCARD_S)
+
+
+class _Limit:
+    """
+    Cancels what takes longer than so many seconds.
+
+    One timer for all of them, as nearly none does.
+    """
+
+    def __init__(self, clock: IReactorTime, limit_s: float) -> None:
+        self._clock = clock
+        self._limit_s = limit_s
+        # When it is too late for each, the oldest first.
+        self._running: dict[Deferred[Any], float] = {}
+        self._timer: IDelayedCall | None = None
+
+    def begin(self, what: Deferred[Any]) -> None:
+        self._running[what] = self._clock.seconds() + self._limit_s
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._limit_s, self._look)
+
+    def passed(self, what: Deferred[Any]) -> bool:
+        """Was it cancelled because of the time?"""
+        return what not in self._running
+
+    def end(self, what: Deferred[Any]) -> None:
+        self._running.pop(what, None)
+        if not self._running and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        now = self._clock.seconds()
+        late: list[Deferred[Any]] = []
+        self._timer = None
+        for what, until in self._running.items():
+            if until > now:
+                self._timer = self._clock.callLater(until - now, self._look)
+                break
+            late.append(what)
+        for what in late:
+            del self._running[what]
+        for what in late:
+            what.cancel()
 
 
 class Upstream:
@@ -90,6 +139,7 @@ class Upstream:
         self._clock = clock
         self._idle_s = idle_timeout_s
         self._stalled_s = stalled_client_timeout_s
+        self._limits: dict[float, _Limit] = {}
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """
@@ -108,21 +158,17 @@ class Upstream:
             unbuffered=True,
             allow_redirects=False,
         )
-        late = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            answer.cancel()
-
-        timer = self._clock.callLater(request.first_byte_timeout_s, give_up)
+        limit_s = request.first_byte_timeout_s
+        limit = self._limits.get(limit_s)
+        if limit is None:
+            limit = self._limits[limit_s] = _Limit(self._clock, limit_s)
+        limit.begin(answer)
         try:
             response: IResponse = await answer
         except Exception as error:
-            if late:
+            if limit.passed(answer):
                 raise UpstreamTimeout(
-                    "Bedrock did not begin to answer within "
-                    f"{request.first_byte_timeout_s:g} seconds.",
+                    f"Bedrock did not begin to answer within {limit_s:g} seconds.",
                     detail="first byte timeout",
                 ) from None
             if isinstance(error, ValueError):
@@ -130,8 +176,7 @@ class Upstream:
                 raise InvalidRequest(f"The request cannot be sent on: {error}.") from None
             raise _explained(error) from None
         finally:
-            if timer.active():
-                timer.cancel()
+            limit.end(answer)
         return UpstreamResponse(response, self._clock)
 
     def relay(
@@ -139,11 +184,17 @@ class Upstream:
         response: IUpstreamResponse,
         taker: ITaker,
         observe: Callable[[bytes], None] | None,
-    ) -> Relay:
+    ) -> IRelay:
         """Prepare to relay the body of an answer that :meth:`send` gave."""
         assert isinstance(response, UpstreamResponse)
+        upstream = response.response
+        if isinstance(upstream, Response) and response.length is not None:
+            # Most short answers are whole when their heads are here.
+            body = upstream.take_whole()
+            if body is not None:
+                return Arrived(body, observe)
         return Relay(
-            response.response,
+            upstream,
             taker,
             observe,
             clock=self._clock,
