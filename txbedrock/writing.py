@@ -20,8 +20,9 @@ def write_now(transport: Any, data: bytes) -> None:
     """
     Send as much as the socket takes, and leave the rest to the transport.
 
-    The order is kept: nothing is sent ahead of what the transport still has. A transport
-    of another kind, such as TLS, gets all of it.
+    The order is kept: nothing is sent ahead of what the transport still has, and one that
+    is to be closed sends it before, as Twisted does. A transport of another kind, such as
+    TLS, gets all of it.
     """
     if (
         isinstance(transport, Connection)
@@ -29,14 +30,12 @@ def write_now(transport: Any, data: bytes) -> None:
         and not transport.dataBuffer
         and not transport._tempDataBuffer
         and transport.connected
-        and not transport.disconnecting
-        and not transport._writeDisconnecting
-        and not transport._writeDisconnected
     ):
-        sent = transport.writeSomeData(data)
-        # An error is told where Twisted expects it, in the reactor's turn.
-        if isinstance(sent, int) and sent > 0:
-            if sent == len(data):
-                return
-            data = data[sent:]
+        try:
+            sent = transport.socket.send(data)
+        except OSError:
+            sent = 0  # What is wrong is told where Twisted expects it, in the reactor's turn.
+        if sent == len(data):
+            return
+        data = data[sent:]
     transport.write(data)

@@ -81,6 +81,18 @@ class DownstreamTests(SynchronousTestCase):
         ]
         self.assertEqual(downstream_headers(headers + framing), headers)
 
+    def test_named_by_connection(self) -> None:
+        """What ``Connection`` names belongs to it, unless it says how it ends."""
+        headers = [(b"X-Hop", b"1"), (b"Close", b"2"), (b"X", b"3")]
+        for value in (b"", b"close", b"Close", b"keep-alive", b"Keep-Alive", b"KEEP-ALIVE, close"):
+            with self.subTest(value=value):
+                framing = [(b"Connection", value)]
+                self.assertEqual(downstream_headers(headers + framing), headers)
+        for values in ([b"x-hop"], [b"keep-alive", b"X-Hop"], [b"keep-alive , X-hop,"]):
+            with self.subTest(values=values):
+                framing = [(b"connection", value) for value in values]
+                self.assertEqual(downstream_headers(framing + headers), headers[1:])
+
 
 class SelectionTests(SynchronousTestCase):
     """Looking headers up."""

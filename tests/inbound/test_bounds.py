@@ -99,6 +99,19 @@ class RoomTests(BoundsTestCase):
         last.idle = True
         self.assertEqual(self.evicted(), ("b", "idle"))
 
+    def test_whole_at_once(self) -> None:
+        """A request that came in one piece is being answered from its head on."""
+        self.make(1)
+        client, _ = self.enter("a")
+        self.assertEqual(self.bounds.begun(client, whole=True), 1)
+        client.idle = False
+        self.assertEqual(self.bounds.under_way(client), 1)
+        self.assertEqual(self.evicted(), ("new", "connections"))
+        self.bounds.over(client)
+        client.idle = True
+        self.assertEqual(self.bounds.under_way(client), 0)
+        self.assertEqual(self.evicted(), ("a", "idle"))
+
     def test_longest_idle(self) -> None:
         """Of the idle ones the longest idle goes first, not the oldest."""
         self.make(3)

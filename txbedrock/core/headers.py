@@ -105,7 +105,7 @@ def _passed(headers: HeaderList, kinds: _Kinds) -> HeaderList:
             kept.append(pair)
         elif kind == _CONNECTION:
             connection.append(pair[1])
-    if connection:
+    if connection and not _USUAL_TOKENS.issuperset(connection):
         # What it names is hop-by-hop, too (RFC 9110, 7.6.1).
         named = {token.strip().lower() for token in b",".join(connection).split(b",")}
         if named - _USUAL_TOKENS:
@@ -113,7 +113,7 @@ def _passed(headers: HeaderList, kinds: _Kinds) -> HeaderList:
     return kept
 
 
-_USUAL_TOKENS = frozenset((b"", b"close", b"keep-alive"))
+_USUAL_TOKENS = frozenset((b"", b"close", b"keep-alive", b"Close", b"Keep-Alive"))
 
 
 def upstream_headers(headers: HeaderList, extra_secret: bytes | None = None) -> HeaderList:
@@ -181,12 +181,12 @@ class Indexed(list[tuple[bytes, bytes]]):
     __slots__ = ("first",)
 
     def __init__(self, headers: HeaderList) -> None:
-        super().__init__(headers)
+        list.__init__(self, headers)
         self.first = {name.lower(): value for name, value in reversed(headers)}
         """The first value of each name, in lower case."""
 
 
-NO_HEADERS: HeaderList = Indexed([])
+NO_HEADERS = Indexed([])
 """In place of some that are not needed any more; not to be changed."""
 
 

@@ -252,7 +252,8 @@ class Body:
         self._whole = b""
         self._pieces.clear()
         self._unwritten.clear()
-        self._close_file()
+        if self._file is not None:
+            self._close_file()
 
     def _close_file(self) -> None:
         # A thread may still be at it; the last one to come back closes.

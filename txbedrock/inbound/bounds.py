@@ -280,17 +280,21 @@ class Bounds:
 
     # What happens on a connection.
 
-    def begun(self, connection: Connection) -> int:
+    def begun(self, connection: Connection, *, whole: bool = False) -> int:
         """
         The head of a request is here.
 
+        :param whole: whether its body is, too; :meth:`whole` is not called then.
         :returns: how many there were on this connection, this one included.
         """
         place = self._places.get(connection)
         if place is None:
             return 0
         place.requests += 1
-        place.arriving += 1
+        if whole:
+            place.answering += 1
+        else:
+            place.arriving += 1
         self._settle(place)
         return place.requests
 
@@ -331,17 +335,14 @@ class Bounds:
             self._of_address.setdefault(address, set()).add(place)
 
     def _settle(self, place: _Place) -> None:
-        if place.answering:
-            self._stand(place, None)
-        elif place.arriving:
-            self._stand(place, self._bodies)
-        else:
-            self._stand(place, self._idle)
+        queue: _Queue | _Crowd | None = None
+        if not place.answering:
+            queue = self._bodies if place.arriving else self._idle
+        if queue is not place.queue:
+            self._stand(place, queue)
 
     def _stand(self, place: _Place, queue: _Queue | _Crowd | None) -> None:
         """Go to the end of another queue."""
-        if place.queue is queue:
-            return
         if place.queue is not None:
             place.queue.discard(place)
         place.queue = queue

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from txbedrock.core.headers import HeaderList
+from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
 from txbedrock.inbound.request import PHRASES, Request
@@ -72,7 +72,9 @@ _MAX_FRAMING = 16 * 1024
 
 _FEW = 16
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
+_HTTP_1_1 = b"HTTP/1.1"
+_HTTP_1_0 = b"HTTP/1.0"
+_VERSIONS = {"1.1": _HTTP_1_1, "1.0": _HTTP_1_0}
 
 
 class _Head:
@@ -85,7 +87,7 @@ class _Head:
         "complete",
         "expects",
         "fields",
-        "hosts",
+        "headers",
         "length",
         "raw",
         "url",
@@ -101,11 +103,13 @@ class _Head:
         self.complete = False
         self.url = b""
         self.fields: HeaderList = []
+        self.headers = NO_HEADERS
+        """The same, when it is complete."""
+
         self.length: int | None = None
         self.coded = False
         self.expects = False
         self.closes = False
-        self.hosts = 0
 
     def after_blank(self, data: bytes) -> bytes | None:
         """
@@ -125,32 +129,32 @@ class _Head:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        value = value.rstrip(b" \t")
-        self.fields.append((name, value))
-        if len(self.fields) > _MAX_FIELDS:
+        fields = self.fields
+        fields.append((name, value.rstrip(b" \t")))
+        if len(fields) > _MAX_FIELDS:
             raise _too_large()
-        if len(name) in _SIZES:
-            self._note(name.lower(), value)
 
     def on_headers_complete(self) -> None:
+        """See what has to do with the connection."""
         self.complete = True
-
-    def _note(self, name: bytes, value: bytes) -> None:
-        """What has to do with the connection."""
-        if name == b"content-length":
-            self.length = int(value)
-        elif name == b"host":
-            self.hosts += 1
-        elif name == b"connection":
+        headers = self.headers = Indexed(self.fields)
+        first = headers.first
+        if b"content-length" in first:
+            self.length = int(first[b"content-length"])
+        if b"connection" in first:
             # Some put blanks where commas belong.
-            if b"close" in value.lower().replace(b",", b" ").split():
-                self.closes = True
-        elif name == b"transfer-encoding":
-            if self.coded or value.lower() != b"chunked":
+            tokens = b",".join(self._all(b"connection")).lower().replace(b",", b" ")
+            self.closes = b"close" in tokens.split()
+        if b"transfer-encoding" in first:
+            if [value.lower() for value in self._all(b"transfer-encoding")] != [b"chunked"]:
                 raise BadHttp("The transfer coding of the request is not known: use chunked.")
             self.coded = True
-        elif name == b"expect":
-            self.expects = value.lower() == b"100-continue"
+        if b"expect" in first:
+            self.expects = self._all(b"expect")[-1].lower() == b"100-continue"
+
+    def _all(self, wanted: bytes) -> list[bytes]:
+        """The values of a header."""
+        return [value for name, value in self.headers if name.lower() == wanted]
 
     def checked(self, parser: HttpRequestParser) -> tuple[bytes, bytes]:
         """
@@ -161,18 +165,27 @@ class _Head:
         """
         if not self.complete:
             raise _not_http()
-        method = parser.get_method()
-        version = _VERSIONS.get(parser.get_http_version())
-        if version is None or method == b"CONNECT":
-            raise BadHttp("The gateway takes HTTP/1.0, HTTP/1.1 and HTTP/2, and no CONNECT.")
-        if not self.raw.startswith(b"%b %b %b\r\n" % (method, self.url, version)):
-            raise BadHttp(
-                "The request line is not valid HTTP/1.1: it is a method, a path and "
-                "the version, with one space between them."
-            )
-        if self.hosts > 1 or (not self.hosts and version == b"HTTP/1.1"):
+        method, raw = parser.get_method(), self.raw
+        version = _HTTP_1_1  # nearly always
+        if method == b"CONNECT" or not raw.startswith(b"%b %b HTTP/1.1\r\n" % (method, self.url)):
+            known = _VERSIONS.get(parser.get_http_version())
+            if known is None or method == b"CONNECT":
+                raise BadHttp("The gateway takes HTTP/1.0, HTTP/1.1 and HTTP/2, and no CONNECT.")
+            version = known
+            if not raw.startswith(b"%b %b %b\r\n" % (method, self.url, version)):
+                raise BadHttp(
+                    "The request line is not valid HTTP/1.1: it is a method, a path and "
+                    "the version, with one space between them."
+                )
+        # Of names that differ there is one Host at most.
+        first = self.headers.first
+        if b"host" not in first:
+            good = version == _HTTP_1_0
+        else:
+            good = len(first) == len(self.headers) or len(self._all(b"host")) == 1
+        if not good:
             raise BadHttp("The request is not valid HTTP/1.1: it must have one Host header.")
-        if self.coded and version == b"HTTP/1.0":
+        if self.coded and version == _HTTP_1_0:
             raise BadHttp("HTTP/1.0 has no transfer coding.")
         return method, version
 
@@ -305,6 +318,9 @@ class Channel(Protocol):
         """After its answer the connection closes."""
 
         self._timer: IDelayedCall | None = None
+        self._due = 0.0
+        """When the timer goes off."""
+
         self._deadline: float | None = None
         self._linger: IDelayedCall | None = None
         self._cut: IDelayedCall | None = None
@@ -407,8 +423,10 @@ class Channel(Protocol):
         deadline = self._deadline = self._clock.seconds() + seconds
         timer = self._timer
         if timer is None:
+            self._due = deadline
             self._timer = self._clock.callLater(seconds, self._look)
-        elif timer.getTime() > deadline:
+        elif self._due > deadline:
+            self._due = deadline
             timer.reset(seconds)
 
     def _look(self) -> None:
@@ -417,6 +435,7 @@ class Channel(Protocol):
             return
         left = self._deadline - self._clock.seconds()
         if left > 0:
+            self._due = self._deadline
             self._timer = self._clock.callLater(left, self._look)
         elif self._closing:
             self.abort()
@@ -487,16 +506,22 @@ class Channel(Protocol):
         self._url = head.url
         self._head = self._parser = None
         self._phase = "body"
-        request = self._arriving = Request(self, method, head.url, version, head.fields)
-        is_last = self.site.is_last(self.site.bounds.begun(self))
-        if is_last or head.closes or version == b"HTTP/1.0":
-            self._last = request
+        request = self._arriving = Request(self, method, head.url, version, head.headers)
         length = None if head.coded else head.length or 0
         request.begin(length)
+        whole = length is not None and length <= len(rest) and not self._deaf
+        site = self.site
+        is_last = site.is_last(site.bounds.begun(self, whole=whole))
         if self._deaf:
             return
-        if length == 0:
-            self._whole(rest)
+        if is_last or head.closes or version == _HTTP_1_0:
+            self._last = request
+        if whole:
+            # Nearly always the body has come with the head.
+            if length:
+                request.content.write(rest[:length])
+                rest = rest[length:]
+            self._answer(request, rest)
             return
         self._left = length or 0
         self._chunks = _Chunked() if length is None else None
@@ -504,8 +529,8 @@ class Channel(Protocol):
             self._take_body(rest)
             return
         self._limit(self.limits.upload_idle_timeout_s)
-        if head.expects and version == b"HTTP/1.1":
-            self._send(_CONTINUE)
+        if head.expects and version == _HTTP_1_1:
+            write_now(self._tcp, _CONTINUE)
 
     def _take_body(self, data: bytes) -> None:
         request = self._arriving
@@ -527,16 +552,15 @@ class Channel(Protocol):
         for piece in content:
             request.feed(piece)
         if rest is not None and not self._deaf:
-            self._whole(rest)
+            self.site.bounds.whole(self)
+            self._answer(request, rest)
 
-    def _whole(self, rest: bytes) -> None:
-        """A request is here: answer it. ``rest`` came behind it."""
-        request = self._request = self._arriving
-        assert request is not None
+    def _answer(self, request: Request, rest: bytes) -> None:
+        """A request is here. ``rest`` came behind it."""
+        self._request = request
         self._arriving = self._chunks = None
         self._phase = "answer"
         self._deadline = None
-        self.site.bounds.whole(self)
         if rest and self._last is not request:
             self._unread.append(rest)
             self._read()
@@ -636,50 +660,41 @@ class Channel(Protocol):
         """
         request = self._request
         assert request is not None
-        lines = [b"HTTP/1.1 %d %b" % (status, phrase), *[b"%b: %b" % pair for pair in headers]]
+        lines = _lines(status, phrase, headers)
         framed = (
             status in (204, 304)
             or request.method == b"HEAD"
-            or any(len(name) == 14 and name.lower() == b"content-length" for name, _ in headers)
+            or lines.find(b"\nContent-Length: ") > 0
+            or lines.lower().find(b"\ncontent-length: ") > 0
         )
         if self.site.draining:
             self._last = request
         self._chunked = False
         if not framed:
-            if version == b"HTTP/1.1":
+            if version == _HTTP_1_1:
                 self._chunked = True
-                lines.append(b"Transfer-Encoding: chunked")
+                lines += b"Transfer-Encoding: chunked\r\n"
             else:
                 self._last = request  # Its end is that of the connection.
         if self._last is request:
-            lines.append(b"Connection: close")
-        lines.append(b"\r\n")
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-            head = _sanitised(lines)
-        if not data:
-            self._send(head)
-        elif self._chunked:
-            self._send(b"%b%x\r\n%b\r\n" % (head, len(data), data))
-        else:
-            self._send(head + data)
+            lines += b"Connection: close\r\n"
+        if self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        write_now(self._tcp, b"%b\r\n%b" % (lines, data))
 
     def write(self, data: bytes) -> None:
         if not self._chunked:
-            self._send(data)
+            write_now(self._tcp, data)
         elif len(data) < _JOINED:
-            self._send(b"%x\r\n%b\r\n" % (len(data), data))
+            write_now(self._tcp, b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._tcp.writeSequence((b"%x\r\n" % len(data), data, b"\r\n"))
-
-    def _send(self, data: bytes) -> None:
-        write_now(self._tcp, data)
 
     def requestDone(self, request: Request) -> None:
         """The answer is whole."""
         if self._chunked:
             self._chunked = False
-            self._send(b"0\r\n\r\n")
+            write_now(self._tcp, b"0\r\n\r\n")
         self._request = None
         self.site.bounds.over(self)
         if self._last is request:
@@ -705,10 +720,10 @@ class Channel(Protocol):
         self._drop(Failure(ConnectionDone()))
         reply = render(error, str(uuid.uuid4()), self.site.shape_of(url))
         self._limit(None)
-        lines = [b"HTTP/1.1 %d %b" % (reply.status, PHRASES.get(reply.status, b"Refused"))]
-        lines += [b"%b: %b" % pair for pair in reply.headers]
-        lines += [b"Content-Length: %d" % len(reply.body), b"Connection: close", b"", b""]
-        self._send(b"\r\n".join(lines) + reply.body)
+        length = b"%d" % len(reply.body)
+        headers = [*reply.headers, (b"Content-Length", length), (b"Connection", b"close")]
+        lines = _lines(reply.status, PHRASES.get(reply.status, b"Refused"), headers)
+        write_now(self._tcp, b"%b\r\n%b" % (lines, reply.body))
         self._log.info(
             "{peer} refused with {status} {code}: {message}",
             peer=self.peer_host,
@@ -744,16 +759,16 @@ def _too_large() -> HeadersTooLarge:
     )
 
 
-def _sanitised(lines: list[bytes]) -> bytes:
-    """A head without the line breaks that are none of HTTP's."""
-    clean = [b" ".join(line.split(b"\n")).replace(b"\r", b" ") for line in lines[:-1]]
-    return b"\r\n".join([*clean, b"\r\n"])
+def _lines(status: int, phrase: bytes, headers: HeaderList) -> bytes:
+    """The lines of an answer's head, without line breaks that are none of HTTP's."""
+    lines = [b"HTTP/1.1 %d %b" % (status, phrase), *map(b": ".join, headers), b""]
+    written = b"\n".join(lines)
+    ended = written.replace(b"\n", b"\r\n")
+    if len(ended) - len(written) != len(lines) - 1 or written.find(b"\r") >= 0:
+        clean = [b" ".join(line.split(b"\n")).replace(b"\r", b" ") for line in lines]
+        return b"\r\n".join(clean)
+    return ended
 
-
-# Of the names in _note, by which most headers are passed by.
-_SIZES = frozenset(
-    map(len, (b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
-)
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")

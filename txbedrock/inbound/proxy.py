@@ -29,6 +29,8 @@ class Downstream:
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        # Called for each event of a stream: without a method of ours in between.
+        self.write = request.write
 
     def head(
         self,
@@ -41,9 +43,6 @@ class Downstream:
         if length is not None and status not in (204, 304):
             headers = [*headers, (b"Content-Length", b"%d" % length)]
         self._request.head(status, phrase, headers, data)
-
-    def write(self, data: bytes) -> None:
-        self._request.write(data)
 
     def finish(self) -> None:
         self._request.finish()
@@ -102,8 +101,8 @@ class ProxyResource(Resource):
         await self._exchange(request)
 
     def _exchange(self, request: Request) -> Coroutine[Any, Any, None]:
-        path = request.uri.partition(b"?")[0]
-        return self._carry(inbound_request(request, self._below_prefix(path)), Downstream(request))
+        below = self._below_prefix(request.path)
+        return self._carry(inbound_request(request, below), Downstream(request))
 
     def _below_prefix(self, path: bytes) -> bytes:
         for _ in range(self._prefix_segments):

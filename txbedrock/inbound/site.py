@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.web import server
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, getChildForRequest
 
 from txbedrock.core.addresses import Network, Networks
 from txbedrock.core.replies import ErrorShape, render, shape_of
@@ -168,7 +168,7 @@ class Site(server.Site):
     def getResourceFor(self, request: Request) -> IResource:
         if self.cors is not None and self.cors.is_preflight(request):
             return self.cors.preflight
-        found: IResource = server.Site.getResourceFor(self, request)
+        found: IResource = getChildForRequest(self.resource, request)
         return found
 
     # What is going on.
