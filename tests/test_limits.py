@@ -42,21 +42,25 @@ USAGE = Usage(8, 10, source=Source.BODY)
 COST = 8 * 60_000 + 10 * 240_000
 
 
-class Fixed(Demand):
+class Fixed(Demand, kw_only=True):
     """Needs what it is told."""
 
-    def __init__(self, picousd: int | None = 0, tokens: int = 0, model: str = "m") -> None:
-        super().__init__(
-            model=model, model_id="i", operation="Converse", body_length=0, body_start=b"",
-            price=None, ratios=TokenRatios(), sizes=ModelSizes({}),
-        )  # fmt: skip
-        self._needs = picousd, tokens
+    needs: tuple[int | None, int]
 
     def tokens(self) -> int:
-        return self._needs[1]
+        return self.needs[1]
 
     def picousd(self) -> int | None:
-        return self._needs[0]
+        return self.needs[0]
+
+
+def fixed(
+    picousd: int | None = 0, tokens: int = 0, model: str = "m", kind: type[Fixed] = Fixed
+) -> Fixed:
+    return kind(
+        model=model, model_id="i", operation="Converse", body_length=0, body_start=b"",
+        price=None, ratios=TokenRatios(), sizes=ModelSizes({}), needs=(picousd, tokens),
+    )  # fmt: skip
 
 
 def used(tokens: int) -> Usage:
@@ -173,7 +177,7 @@ class LimiterTestCase(SynchronousTestCase):
         return asked
 
     def take(self, levels: Sequence[Level], demand: Demand | None = None) -> Reservation:
-        asked = self.ask(levels, demand or Fixed())
+        asked = self.ask(levels, demand or fixed())
         assert asked.reservation is not None, asked
         return asked.reservation
 
@@ -195,7 +199,7 @@ class AnswersTests(LimiterTestCase):
 
     def test_at_once(self) -> None:
         """Nobody waits without a reason: no Deferred is made."""
-        coroutine = self.limiter.reserve([key(Limits(rpm=1))], Fixed())
+        coroutine = self.limiter.reserve([key(Limits(rpm=1))], fixed())
         with self.assertRaises(StopIteration) as stopped:
             coroutine.send(None)
         self.assertIsInstance(stopped.exception.value, Reservation)
@@ -203,11 +207,11 @@ class AnswersTests(LimiterTestCase):
     def test_refused(self) -> None:
         """Who is refused is counted, by what for."""
         for limits, demand, error, reason in [
-            (Limits(rpm=0), Fixed(), RateLimited, "rpm"),
-            (Limits(tpm=0), Fixed(0, 1), RateLimited, "tpm"),
-            (Limits(max_parallel=0), Fixed(), RateLimited, "parallel"),
-            (Limits(max_budget=0), Fixed(1), BudgetExceeded, "budget"),
-            (Limits(max_budget=0), Fixed(None), BudgetUnpriced, "unpriced"),
+            (Limits(rpm=0), fixed(), RateLimited, "rpm"),
+            (Limits(tpm=0), fixed(0, 1), RateLimited, "tpm"),
+            (Limits(max_parallel=0), fixed(), RateLimited, "parallel"),
+            (Limits(max_budget=0), fixed(1), BudgetExceeded, "budget"),
+            (Limits(max_budget=0), fixed(None), BudgetUnpriced, "unpriced"),
         ]:
             asked = self.ask([key(limits)], demand)
             self.assertIsInstance(asked.error, error)
@@ -219,7 +223,7 @@ class AnswersTests(LimiterTestCase):
     def test_once(self) -> None:
         """A reservation ends once, however often it is told to."""
         levels = [key(Limits(max_budget=100, max_parallel=1, rpm=9, tpm=100))]
-        first = self.take(levels, Fixed(50, 50))
+        first = self.take(levels, fixed(50, 50))
         first.settle(10, used(10))
         first.settle(90, used(90))
         first.release()
@@ -236,12 +240,12 @@ class AnswersTests(LimiterTestCase):
                 b"x-ratelimit-remaining-tokens": b"90",
             },
         )
-        second = self.take(levels, Fixed(90, 90))
+        second = self.take(levels, fixed(90, 90))
         self.assertEqual(dict(second.headers(5))[b"x-litellm-key-spend"], b"0.000000000015")
         self.assertEqual(dict(second.headers())[b"x-litellm-key-spend"], b"0.00000000001")
         second.release()
         second.settle(90, used(90))
-        self.take(levels, Fixed(90, 90)).release()
+        self.take(levels, fixed(90, 90)).release()
         self.assert_idle()
 
     def test_without_limits(self) -> None:
@@ -254,15 +258,15 @@ class AnswersTests(LimiterTestCase):
     def test_unknown_cost(self) -> None:
         """What is billed at a price that is not known counts as it was reserved."""
         levels = [key(Limits(max_budget=100, tpm=100))]
-        self.take(levels, Fixed(60, 60)).settle(None, Usage())
+        self.take(levels, fixed(60, 60)).settle(None, Usage())
         self.assertEqual(self.limiter.unknown_costs, 1)
-        self.assertEqual(self.states([self.ask(levels, Fixed(41, 0))]), "BudgetExceeded")
-        self.assertEqual(self.states([self.ask(levels, Fixed(40, 41))]), "RateLimited")
+        self.assertEqual(self.states([self.ask(levels, fixed(41, 0))]), "BudgetExceeded")
+        self.assertEqual(self.states([self.ask(levels, fixed(40, 41))]), "RateLimited")
 
     def test_allow_unpriced(self) -> None:
         """The operator may let in what has no price."""
         self.limiter = self.new(allow_unpriced=True)
-        self.take([key(Limits(max_budget=1))], Fixed(None)).settle(None, USAGE)
+        self.take([key(Limits(max_budget=1))], fixed(None)).settle(None, USAGE)
 
     def test_soft_budget(self) -> None:
         """A soft budget is told of, once a period, to the log and to who wants to know."""
@@ -271,7 +275,7 @@ class AnswersTests(LimiterTestCase):
         levels = [key(Limits(soft_budget=PICO, max_budget=9 * PICO, budget_duration="1d"))]
         with capturedLogs() as logged:
             for _ in range(3):
-                self.take(levels, Fixed(PICO)).settle(PICO // 2, USAGE)
+                self.take(levels, fixed(PICO)).settle(PICO // 2, USAGE)
         self.assertEqual(told, [("k1", PICO)])
         [event] = [one for one in logged if one["log_level"] is LogLevel.warn]
         self.assertEqual(
@@ -285,7 +289,7 @@ class AnswersTests(LimiterTestCase):
             raise RuntimeError("no")
 
         self.limiter = self.new(on_soft_budget=fail)
-        self.take([key(Limits(soft_budget=1))], Fixed(1)).settle(1, USAGE)
+        self.take([key(Limits(soft_budget=1))], fixed(1)).settle(1, USAGE)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assert_idle()
 
@@ -364,9 +368,9 @@ class WaitingTests(LimiterTestCase):
         order: list[int] = []
 
         def ask(number: int, picousd: int) -> Asked:
-            return self.ask(levels, Fixed(picousd), lambda _: order.append(number))
+            return self.ask(levels, fixed(picousd), lambda _: order.append(number))
 
-        held = [self.take(levels, Fixed(50)), self.take(levels, Fixed(30))]
+        held = [self.take(levels, fixed(50)), self.take(levels, fixed(30))]
         asked = [ask(0, 90), ask(1, 20), ask(2, 10), ask(3, 5)]
         self.assertEqual(self.limiter.waiting, 4)
         held[0].settle(0, USAGE)
@@ -384,8 +388,8 @@ class WaitingTests(LimiterTestCase):
     def test_refused_when_spent(self) -> None:
         """When it turns out that the rest is spent, they are refused, all at once."""
         levels = [key(Limits(max_budget=100))]
-        held = self.take(levels, Fixed(60))
-        asked = [self.ask(levels, Fixed(50)) for _ in range(3)]
+        held = self.take(levels, fixed(60))
+        asked = [self.ask(levels, fixed(50)) for _ in range(3)]
         held.settle(60, USAGE)
         self.assertEqual(self.states(asked), "BudgetExceeded BudgetExceeded BudgetExceeded")
         self.assertEqual(self.limiter.refused, {"budget": 3})
@@ -395,12 +399,12 @@ class WaitingTests(LimiterTestCase):
         """Who has waited long enough may try again; those behind are looked at."""
         self.limiter = self.new(wait_s=5.0)
         levels = [key(Limits(tpm=100))]
-        held = self.take(levels, Fixed(0, 5))
-        self.take(levels, Fixed(0, 60))
-        large = self.ask(levels, Fixed(0, 90))
+        held = self.take(levels, fixed(0, 5))
+        self.take(levels, fixed(0, 60))
+        large = self.ask(levels, fixed(0, 90))
         held.release()
         self.clock.advance(1)
-        small = self.ask(levels, Fixed(0, 10))
+        small = self.ask(levels, fixed(0, 10))
         self.clock.advance(3.9)
         self.assertEqual(self.states([large, small]), "waiting waiting")
         self.clock.advance(0.1)
@@ -415,18 +419,18 @@ class WaitingTests(LimiterTestCase):
         """There is a bound for how many wait."""
         self.limiter = self.new(max_waiting=2)
         levels = [key(Limits(tpm=100))]
-        self.take(levels, Fixed(0, 100))
-        asked = [self.ask(levels, Fixed(0, 10)) for _ in range(3)]
+        self.take(levels, fixed(0, 100))
+        asked = [self.ask(levels, fixed(0, 10)) for _ in range(3)]
         self.assertEqual(self.states(asked), "waiting waiting RateLimited")
 
     def test_time(self) -> None:
         """The minute that passes makes room, too."""
         self.start()
         levels = [key(Limits(tpm=100))]
-        self.take(levels, Fixed(0, 50)).settle(0, used(50))
+        self.take(levels, fixed(0, 50)).settle(0, used(50))
         self.clock.pump([1] * 55)
-        self.take(levels, Fixed(0, 40))
-        asked = self.ask(levels, Fixed(0, 30))
+        self.take(levels, fixed(0, 40))
+        asked = self.ask(levels, fixed(0, 30))
         self.clock.pump([1] * 5)
         self.assertEqual(asked.state, "waiting")
         self.clock.pump([1] * 2)
@@ -435,30 +439,30 @@ class WaitingTests(LimiterTestCase):
     def test_cancelled(self) -> None:
         """A client that leaves while it waits leaves nothing, and holds nobody up."""
         levels = [key(Limits(max_budget=100, rpm=100, max_parallel=100))]
-        held = self.take(levels, Fixed(60))
-        asked = [self.ask(levels, Fixed(90)), self.ask(levels, Fixed(40))]
+        held = self.take(levels, fixed(60))
+        asked = [self.ask(levels, fixed(90)), self.ask(levels, fixed(40))]
         asked[0].deferred.cancel()
         self.assertEqual(self.states(asked), "CancelledError in")
         asked[1].reservation.release()  # type: ignore[union-attr]
-        last = self.ask(levels, Fixed(90))
+        last = self.ask(levels, fixed(90))
         last.deferred.cancel()
         held.release()
-        self.take(levels, Fixed(100)).release()
+        self.take(levels, fixed(100)).release()
         self.assert_idle()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancelled_when_let_in(self) -> None:
         """Nor does one that leaves in the moment in which it would be let in."""
         levels = [key(Limits(max_budget=100))]
-        held = self.take(levels, Fixed(90))
+        held = self.take(levels, fixed(90))
         asked: list[Asked] = []
 
         def cancel_second(_: Reservation) -> None:
             asked[1].deferred.cancel()
 
-        asked.append(self.ask(levels, Fixed(50), cancel_second))
-        asked.append(self.ask(levels, Fixed(50)))
-        asked.append(self.ask(levels, Fixed(50)))
+        asked.append(self.ask(levels, fixed(50), cancel_second))
+        asked.append(self.ask(levels, fixed(50)))
+        asked.append(self.ask(levels, fixed(50)))
         held.release()
         self.assertEqual(self.states(asked), "in CancelledError in")
         for one in asked:
@@ -469,9 +473,9 @@ class WaitingTests(LimiterTestCase):
     def test_not_recursive(self) -> None:
         """Thousands of requests that fail as soon as they are let in are no problem."""
         levels = [key(Limits(max_budget=100))]
-        held = self.take(levels, Fixed(60))
+        held = self.take(levels, fixed(60))
         asked = [
-            self.ask(levels, Fixed(60), lambda reservation: reservation.release())
+            self.ask(levels, fixed(60), lambda reservation: reservation.release())
             for _ in range(5000)
         ]
         held.settle(0, USAGE)
@@ -481,7 +485,7 @@ class WaitingTests(LimiterTestCase):
     def test_no_herd(self) -> None:
         """An end wakes no more than can go on."""
         levels = [key(Limits(max_budget=100))]
-        held = [self.take(levels, Fixed(50)) for _ in range(2)]
+        held = [self.take(levels, fixed(50)) for _ in range(2)]
         looked = 0
 
         class Counting(Fixed):
@@ -490,7 +494,7 @@ class WaitingTests(LimiterTestCase):
                 looked += 1
                 return 50
 
-        asked = [self.ask(levels, Counting()) for _ in range(1000)]
+        asked = [self.ask(levels, fixed(kind=Counting)) for _ in range(1000)]
         looked = 0
         held[0].settle(0, USAGE)
         self.assertEqual(self.states(asked).split().count("in"), 1)
@@ -500,10 +504,10 @@ class WaitingTests(LimiterTestCase):
         """Who waited for one level and finds another full waits there, in its old turn."""
         team = key(Limits(max_budget=100), "t1", "team")
         mine, yours = key(Limits(max_budget=100)), key(Limits(max_budget=100), "k2")
-        holds_mine = self.take([mine], Fixed(60))
-        first = self.ask([mine, team], Fixed(80))
-        holds_team = self.take([team], Fixed(60))
-        second = self.ask([yours, team], Fixed(70))
+        holds_mine = self.take([mine], fixed(60))
+        first = self.ask([mine, team], fixed(80))
+        holds_team = self.take([team], fixed(60))
+        second = self.ask([yours, team], fixed(70))
         holds_mine.release()
         self.assertEqual(self.states([first, second]), "waiting waiting")
         holds_team.release()
@@ -537,7 +541,7 @@ class WaitingTests(LimiterTestCase):
     def test_breaks(self) -> None:
         """A request that cannot be estimated is its own problem only."""
         levels = [key(Limits(max_budget=100))]
-        held = self.take(levels, Fixed(60))
+        held = self.take(levels, fixed(60))
 
         class Breaking(Fixed):
             broken = False
@@ -547,7 +551,7 @@ class WaitingTests(LimiterTestCase):
                     raise RuntimeError("no")
                 return 60
 
-        asked = [self.ask(levels, Breaking()), self.ask(levels, Fixed(60))]
+        asked = [self.ask(levels, fixed(kind=Breaking)), self.ask(levels, fixed(60))]
         Breaking.broken = True
         held.release()
         self.assertEqual(self.states(asked), "RuntimeError in")
@@ -583,7 +587,7 @@ class LedgerTests(LimiterTestCase):
         self.known.spend(1000, NOW - 5, key_hash="other")
         self.known.held = []
         levels = [key(Limits(max_budget=100, budget_duration="1mo"))]
-        asked = [self.ask(levels, Fixed(30)) for _ in range(3)]
+        asked = [self.ask(levels, fixed(30)) for _ in range(3)]
         self.assertEqual(self.states(asked), "waiting waiting waiting")
         self.assertEqual(
             self.known.asked,
@@ -608,7 +612,7 @@ class LedgerTests(LimiterTestCase):
             (key(budget, "d1", "deployment"), Filters(deployment="d1", since_us=0)),
         ]:
             self.known.asked.clear()
-            self.take([level], Fixed(1))
+            self.take([level], fixed(1))
             self.assertEqual(self.known.asked, [filters])
         members: list[tuple[Level, dict[str, Any]]] = [
             (key(budget, "t1/u/1", "team_member"), {"team_id": "t1", "user_id": "u/1"}),
@@ -616,7 +620,7 @@ class LedgerTests(LimiterTestCase):
         ]
         for level, mine in members:
             self.known.asked.clear()
-            self.take([level], Fixed(1))
+            self.take([level], fixed(1))
             # No running totals know these: of the past before yesterday it is asked apart.
             split = MIDNIGHT_US - DAY_US
             self.assertEqual(
@@ -637,14 +641,14 @@ class LedgerTests(LimiterTestCase):
         self.known.spend(20, NOW - 3 * DAY)
         self.known.spend(30, NOW - 2 * DAY)
         self.start()
-        self.take(levels, Fixed(40)).release()
+        self.take(levels, fixed(40)).release()
         head = Filters(key_hash="k1", since_us=start, until_us=split)
         tail = Filters(key_hash="k1", since_us=split)
         self.assertEqual(self.known.asked, [head, tail])
         self.assertEqual(self.purse().total, 50)
         self.known.spend(5, NOW - 3 * DAY)  # Some process was down for long.
         for _ in range(90):
-            self.take(levels, Fixed(40)).release()
+            self.take(levels, fixed(40)).release()
             self.clock.pump([1] * 10)
         self.assertEqual(self.known.asked.count(head), 2)
         self.assertEqual(self.known.asked.count(tail), 91)
@@ -659,7 +663,7 @@ class LedgerTests(LimiterTestCase):
             levels = [key(Limits(max_budget=100, budget_start_us=start))]
             self.start()
             for _ in range(3):
-                self.take(levels, Fixed(50)).release()
+                self.take(levels, fixed(50)).release()
                 self.clock.pump([1] * 10)
             self.assertEqual(len(self.known.asked), 4 * parts)
             self.clock.rightNow = NOW
@@ -667,7 +671,7 @@ class LedgerTests(LimiterTestCase):
     def test_settled_meanwhile(self) -> None:
         """What is settled while the ledger is asked is neither lost nor held against anybody."""
         levels = [key(Limits(max_budget=100))]
-        first, second = self.take(levels, Fixed(40)), self.take(levels, Fixed(40))
+        first, second = self.take(levels, fixed(40)), self.take(levels, fixed(40))
         self.start()
         self.known.held = []
         self.clock.pump([1] * 10)
@@ -677,7 +681,7 @@ class LedgerTests(LimiterTestCase):
         self.known.answer()
         self.assertEqual((self.purse().total, self.purse().doubt), (40, 40))
         self.settle(second, 0)
-        waits = self.ask(levels, Fixed(60))
+        waits = self.ask(levels, fixed(60))
         self.assertEqual(waits.state, "waiting")
         # So the ledger is asked again, at once.
         self.assertEqual(len(self.known.held), 1)
@@ -689,13 +693,13 @@ class LedgerTests(LimiterTestCase):
         """What other processes spend is seen within some seconds, while a budget is in use."""
         levels = [key(Limits(max_budget=100))]
         self.start()
-        mine = self.take(levels, Fixed(30))
+        mine = self.take(levels, fixed(30))
         self.known.spend(60, NOW)
         self.assertEqual(self.purse().total, 0)
         self.clock.pump([1] * 10)
         self.assertEqual(self.purse().total, 60)
-        self.assertEqual(self.states([self.ask(levels, Fixed(41))]), "BudgetExceeded")
-        self.assertEqual(self.states([self.ask(levels, Fixed(20))]), "waiting")
+        self.assertEqual(self.states([self.ask(levels, fixed(41))]), "BudgetExceeded")
+        self.assertEqual(self.states([self.ask(levels, fixed(20))]), "waiting")
         self.settle(mine, 30)
         self.assertEqual(self.purse().total, 90)
         self.clock.pump([1] * 30)
@@ -705,39 +709,39 @@ class LedgerTests(LimiterTestCase):
         """Nobody asks for what nobody uses; when it is used again, the ledger is asked first."""
         levels = [key(Limits(max_budget=100))]
         self.start()
-        self.take(levels, Fixed(30)).release()
+        self.take(levels, fixed(30)).release()
         self.clock.pump([1] * 300)
         self.assertEqual(len(self.known.asked), 2)
         self.known.spend(90, NOW)
-        self.assertEqual(self.states([self.ask(levels, Fixed(30))]), "BudgetExceeded")
+        self.assertEqual(self.states([self.ask(levels, fixed(30))]), "BudgetExceeded")
         self.assertEqual(len(self.known.asked), 3)
 
     def test_down(self) -> None:
         """A budget of which nothing is known lets nobody in; one that was known goes on."""
         levels = [key(Limits(max_budget=100, budget_duration="1d"))]
         self.known.failure = DatabaseUnavailable("planted")
-        asked = self.ask(levels, Fixed(30))
+        asked = self.ask(levels, fixed(30))
         self.assertEqual(asked.state, "DatabaseUnavailable")
         self.assertEqual(asked.error.status, 503)  # type: ignore[union-attr]
         self.assertEqual(self.limiter.refused, {"unavailable": 1})
         self.known.failure = None
-        self.settle(self.take(levels, Fixed(30)), 30)
+        self.settle(self.take(levels, fixed(30)), 30)
         self.known.failure = DatabaseUnavailable("planted")
         self.start()
         for _ in range(20):
             self.clock.pump([1] * 10)
-            self.take(levels, Fixed(70)).release()
-        self.assertEqual(self.states([self.ask(levels, Fixed(71))]), "BudgetExceeded")
+            self.take(levels, fixed(70)).release()
+        self.assertEqual(self.states([self.ask(levels, fixed(71))]), "BudgetExceeded")
         # Also into a new period.
         while self.clock.seconds() * 1e6 < MIDNIGHT_US + DAY_US:
             self.clock.advance(1800)
-            self.take(levels, Fixed(70)).release()
-        self.take(levels, Fixed(100)).release()
+            self.take(levels, fixed(70)).release()
+        self.take(levels, fixed(100)).release()
         self.known.failure = None
         self.known.spend(50, self.clock.seconds())
-        self.take(levels, Fixed(1)).release()
+        self.take(levels, fixed(1)).release()
         self.clock.pump([1] * 40)
-        self.take(levels, Fixed(1)).release()
+        self.take(levels, fixed(1)).release()
         self.assertEqual(self.purse().total, 50)
         self.assertEqual(self.flushLoggedErrors(), [])
 
@@ -745,10 +749,10 @@ class LedgerTests(LimiterTestCase):
         """When several budgets cannot be asked for, one reason is told, and none logged."""
         levels = [key(Limits(max_budget=100)), key(Limits(max_budget=100), "t1", "team")]
         self.known.failure = DatabaseUnavailable("planted")
-        asked = [self.ask(levels, Fixed(30)) for _ in range(2)]
+        asked = [self.ask(levels, fixed(30)) for _ in range(2)]
         self.known.failure, self.known.held = None, []
-        asked.append(self.ask(levels, Fixed(30)))
-        asked.append(self.ask(levels, Fixed(30)))
+        asked.append(self.ask(levels, fixed(30)))
+        asked.append(self.ask(levels, fixed(30)))
         asked[2].deferred.cancel()
         for _, deferred in self.known.held:
             deferred.errback(DatabaseUnavailable("planted"))
@@ -766,29 +770,29 @@ class LedgerTests(LimiterTestCase):
         """A budget that only warns refuses nobody because the ledger is down."""
         self.known.failure = DatabaseUnavailable("planted")
         levels = [key(Limits(soft_budget=10))]
-        self.settle(self.take(levels, Fixed(30)), 30)
-        self.take(levels, Fixed(30)).release()
+        self.settle(self.take(levels, fixed(30)), 30)
+        self.take(levels, fixed(30)).release()
         self.assertEqual(len(self.known.asked), 1)
         self.known.failure = None
         told: list[int] = []
         self.limiter = self.new(on_soft_budget=lambda _, spent: told.append(spent))
-        self.take(levels, Fixed(1))
+        self.take(levels, fixed(1))
         self.assertEqual(told, [30])
 
     def test_fails(self) -> None:
         """A fault of the ledger's is one of the gateway's, and in the log."""
         self.known.failure = RuntimeError("planted")
-        asked = self.ask([key(Limits(max_budget=1))], Fixed(1))
+        asked = self.ask([key(Limits(max_budget=1))], fixed(1))
         self.assertEqual(asked.state, "RuntimeError")
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.known.failure = None
-        self.take([key(Limits(max_budget=1))], Fixed(1))
+        self.take([key(Limits(max_budget=1))], fixed(1))
 
     def test_cancelled(self) -> None:
         """One that leaves while the ledger is asked takes nobody else along."""
         self.known.held = []
         levels = [key(Limits(max_budget=100))]
-        asked = [self.ask(levels, Fixed(30)) for _ in range(3)]
+        asked = [self.ask(levels, fixed(30)) for _ in range(3)]
         asked[0].deferred.cancel()
         asked[2].deferred.cancel()
         self.known.answer()
@@ -802,8 +806,8 @@ class LedgerTests(LimiterTestCase):
         midnight = (MIDNIGHT_US + DAY_US) / 1e6
         self.clock.rightNow = midnight - 2
         levels = [key(Limits(max_budget=100, budget_duration="1d"))]
-        late = self.take(levels, Fixed(60))
-        waits = self.ask(levels, Fixed(90))
+        late = self.take(levels, fixed(60))
+        waits = self.ask(levels, fixed(90))
         self.clock.pump([1] * 3)
         self.assertEqual(waits.state, "in")
         self.assertEqual(self.known.asked[-1].since_us, MIDNIGHT_US + DAY_US)
@@ -817,11 +821,11 @@ class LedgerTests(LimiterTestCase):
         self.start()
         self.clock.rightNow = (MIDNIGHT_US + DAY_US) / 1e6 - 2
         levels = [key(Limits(max_budget=100, budget_duration="1d"))]
-        self.take(levels, Fixed(60))
+        self.take(levels, fixed(60))
         for room_left, state in [(True, "in"), (False, "RateLimited")]:
             self.known.held = None
             yesterday = self.purse()
-            waits = self.ask(levels, Fixed(90))
+            waits = self.ask(levels, fixed(90))
             self.known.held = []
             # A new period: it is asked what was spent, and that takes long.
             self.clock.pump([1] * 10)
@@ -838,16 +842,16 @@ class LedgerTests(LimiterTestCase):
         """A level that was not used for an hour is forgotten; what it spent is not."""
         self.start()
         levels = [key(Limits(max_budget=100))]
-        self.settle(self.take(levels, Fixed(60)), 60)
+        self.settle(self.take(levels, fixed(60)), 60)
         self.clock.pump([10] * 370)
         self.assertEqual(self.limiter.levels, 0)
-        self.assertEqual(self.states([self.ask(levels, Fixed(60))]), "BudgetExceeded")
+        self.assertEqual(self.states([self.ask(levels, fixed(60))]), "BudgetExceeded")
 
     def test_stops(self) -> None:
         """A stop waits for what the ledger was asked, and leaves no timer."""
         self.limiter.startService()
         self.known.held = []
-        asked = self.ask([key(Limits(max_budget=100))], Fixed(60))
+        asked = self.ask([key(Limits(max_budget=100))], fixed(60))
         stopped = self.limiter.stopService()
         self.assertNoResult(stopped)
         self.known.answer()
@@ -882,19 +886,19 @@ class RealLedgerTests(OnSqlite, StorageTestCase):
             return Limiter(ledger, self.clock(now), lambda: now)
 
         one = limiter()
-        reservation = await one.reserve(levels[:1], Fixed(30))
+        reservation = await one.reserve(levels[:1], fixed(30))
         with self.assertRaises(BudgetExceeded):
-            await one.reserve(levels[:1], Fixed(31))
+            await one.reserve(levels[:1], fixed(31))
         record(3, 25)
         reservation.settle(25, USAGE)
-        await one.reserve(levels[:1], Fixed(5))
+        await one.reserve(levels[:1], fixed(5))
         # Another process, which has seen none of it.
         await ledger.flush()
         for level, left in [(levels[0], 5), (levels[1], -5), (levels[2], 80)]:
             with self.assertRaises(BudgetExceeded):
-                await limiter().reserve([level], Fixed(max(left, 0) + 1, model="my-nova"))
+                await limiter().reserve([level], fixed(max(left, 0) + 1, model="my-nova"))
             if left > 0:
-                await limiter().reserve([level], Fixed(left, model="my-nova"))
+                await limiter().reserve([level], fixed(left, model="my-nova"))
 
     async def test_reloaded(self) -> None:
         """What another process spends is seen."""
@@ -904,12 +908,12 @@ class RealLedgerTests(OnSqlite, StorageTestCase):
         one = Limiter(ledger, clock, lambda: now, reload_s=1.0)
         one.startService()
         level = Level("team", "t1", "", Limits(max_budget=100))
-        (await one.reserve([level], Fixed(60))).release()
+        (await one.reserve([level], fixed(60))).release()
         ledger.record(ledger_entry(0, cost_picousd=50, team_id="t1"))
         clock.advance(1)
         await until(lambda: not one._loads)
         with self.assertRaises(BudgetExceeded):
-            await one.reserve([level], Fixed(60))
+            await one.reserve([level], fixed(60))
         await one.stopService()
 
     def clock(self, now: float) -> Clock:
@@ -983,7 +987,7 @@ class PropertyTests(LimiterTestCase):
                              user_id="other", team_id="t")  # fmt: skip
             elif operation == "ask":
                 number = int(which) % 2
-                one = self.ask([keys[number], team], Fixed(int(a), int(b)))
+                one = self.ask([keys[number], team], fixed(int(a), int(b)))
                 asked.append((one, number, self.clock.seconds()))
             elif asked and operation == "cancel":
                 asked[index][0].deferred.cancel()
@@ -1021,7 +1025,7 @@ class PropertyTests(LimiterTestCase):
     def test_cancelled_error(self) -> None:
         """Cancelling is told as Twisted tells it."""
         levels = [key(Limits(max_budget=10))]
-        self.take(levels, Fixed(10))
-        asked = self.ask(levels, Fixed(10))
+        self.take(levels, fixed(10))
+        asked = self.ask(levels, fixed(10))
         asked.deferred.cancel()
         self.assertIsInstance(asked.error, CancelledError)

@@ -9,6 +9,7 @@ tags, the deployment.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from urllib.parse import unquote_to_bytes
 
 from txbedrock.accounting import Accounts
@@ -22,6 +23,10 @@ from txbedrock.core.pricing import is_billed
 from txbedrock.interfaces import ExchangeRecord, IKeyStore, ILimits, InboundRequest
 
 __all__ = ["Admission"]
+
+
+# The table's operations are all there are.
+_is_billed = cache(is_billed)
 
 
 class Admission:
@@ -47,8 +52,11 @@ class Admission:
         access = principal.access
         if access is EVERYTHING:
             return
-        access.check_address(request.peer)
-        access.check_route(unquote_to_bytes(request.received_path).decode("utf-8", "replace"))
+        if access.restricts_addresses:
+            access.check_address(request.peer)
+        if access.restricts_routes:
+            path = unquote_to_bytes(request.received_path).decode("utf-8", "replace")
+            access.check_route(path)
         access.check_operation(match.operation, request.method, request.raw_path)
         if access.restricts_models and match.model_label is None:
             # Nobody resolves it, but the body of an OpenAI or Anthropic request has one.
@@ -63,9 +71,9 @@ class Admission:
         :param label: what was resolved.
         :raises AccessDenied: the key may not use this model.
         """
-        if principal.access.restricts_models:
-            ids = [choice.model_id for choice in resolution.choices]
-            principal.access.check_model(label, resolution.model_name, ids)
+        access = principal.access
+        if access.restricts_models:
+            access.check_model(label, resolution.model_name, resolution.model_ids)
 
     async def reserve(self, record: ExchangeRecord, choice: Choice) -> None:
         """
@@ -104,9 +112,7 @@ class Admission:
 
     def quota(self, record: ExchangeRecord, resolution: Resolution) -> Demand | None:
         """What a request may take of its deployments' tokens a minute; None: none has any."""
-        if all(choice.deployment.tpm is None for choice in resolution.choices):
-            return None
-        return self._demand(record, resolution.choices[0])
+        return self._demand(record, resolution.choices[0]) if resolution.counts_tokens else None
 
     def _demand(self, record: ExchangeRecord, choice: Choice) -> Demand:
         request, match = record.request, record.match
@@ -123,7 +129,7 @@ class Admission:
             ratios=self._ratios,
             sizes=self._sizes,
             base_model=choice.deployment.base_model,
-            billed=is_billed(operation.service, operation.name),
+            billed=_is_billed(operation.service, operation.name),
             headers=request.headers,
         )
 

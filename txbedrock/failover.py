@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger, LogLevel
 
@@ -193,8 +195,17 @@ class Failover:
             tokens=0 if demand is None else demand.tokens(),
         )
         group = resolution.model_name
-        attempts = self.retries.begin(match, request.method, group, self.now())
-        return Course(self, attempts, principal, name or group, group, ask, demand)
+        return Course(
+            self,
+            self.now,
+            self.retries.begin(match, request.method, group, self.now()),
+            principal,
+            name or group,
+            group or DIRECT,
+            group or ask.choices[0].model_id,
+            ask,
+            demand,
+        )
 
     def probe(
         self, principal: Principal, request: InboundRequest, match: Match, choice: Choice
@@ -203,48 +214,48 @@ class Failover:
         ask = Ask((choice,), match.operation.name)
         attempts = self.retries.begin(match, request.method, "", self.now())
         group = choice.deployment.model_name
-        course = Course(self, attempts, principal, group, group, ask, None)
-        course.probes = True
-        return course
+        model_name = group or choice.model_id
+        return Course(
+            self,
+            self.now,
+            attempts,
+            principal,
+            group,
+            group or DIRECT,
+            model_name,
+            ask,
+            probes=True,
+        )
 
 
-class Course:
+class Course(msgspec.Struct, eq=False):
     """The way of one request over deployments, till one has answered it."""
 
-    def __init__(
-        self,
-        failover: Failover,
-        attempts: Attempts,
-        principal: Principal,
-        name: str,
-        group: str,
-        ask: Ask,
-        demand: Demand | None,
-    ) -> None:
-        self._failover = failover
-        self._attempts = attempts
-        self._principal = principal
-        self._name = name
-        self._group = group or DIRECT
-        self._ask = ask
-        self._demand = demand
-        self._now = failover.now
-        self._names: list[tuple[str, FailureKind]] = []
-        self._flight: InFlight | None = None
-        self._sent = False
-        self.model_name = group or ask.choices[0].model_id
-        """The model group that is asked now, or the raw id."""
+    _failover: Failover
+    _now: Callable[[], float]
+    _attempts: Attempts
+    _principal: Principal
+    _name: str
+    _group: str
+    model_name: str
+    """The model group that is asked now, or the raw id."""
 
-        self.retries = 0
-        self.fallbacks = 0
-        self.fell_back = False
-        """Whether what was reserved is still for the model group before."""
+    _ask: Ask
+    _demand: Demand | None = None
+    probes: bool = False
+    """Whether it is to see how its deployment does, and for nothing else."""
 
-        self.failure: FailureKind | None = None
-        """What the last attempt failed of."""
+    retries: int = 0
+    fallbacks: int = 0
+    fell_back: bool = False
+    """Whether what was reserved is still for the model group before."""
 
-        self.probes = False
-        """Whether it is to see how its deployment does, and for nothing else."""
+    failure: FailureKind | None = None
+    """What the last attempt failed of."""
+
+    _names: list[tuple[str, FailureKind]] = []
+    _flight: InFlight | None = None
+    _sent: bool = False
 
     async def choose(self) -> Choice:
         """
@@ -430,10 +441,12 @@ class Course:
             return None
         beside = Course(
             self._failover,
+            self._now,
             self._attempts,
             self._principal,
             self._name,
             self._group,
+            self.model_name,
             self._ask,
             self._demand,
         )

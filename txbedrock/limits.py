@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
@@ -94,19 +95,16 @@ class _Waiter:
             deferred.callback(outcome)
 
 
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """
     Room that a request has. To be settled or released, whatever becomes of it; the
     first of it counts.
     """
 
-    __slots__ = ("_demand", "_limiter", "_over", "_taken")
-
-    def __init__(self, limiter: Limiter, taken: Taken, demand: Demand) -> None:
-        self._limiter = limiter
-        self._taken = taken
-        self._demand = demand
-        self._over = False
+    _limiter: Limiter
+    _taken: Taken
+    _demand: Demand
+    _over: bool = False
 
     def settle(self, picousd: int | None, usage: Usage) -> None:
         """
@@ -140,7 +138,7 @@ class Reservation:
 
         :param picousd: what the request cost, if that is known before it is settled.
         """
-        return self._limiter._headers(self._taken, 0 if self._over else picousd or 0)
+        return self._taken.headers(self._limiter._now(), 0 if self._over else picousd or 0)
 
 
 class Limiter(Service):
@@ -255,9 +253,6 @@ class Limiter(Service):
     def _release(self, taken: Taken) -> None:
         self._rooms.release(taken)
         self._freed(taken)
-
-    def _headers(self, taken: Taken, picousd: int) -> HeaderList:
-        return taken.headers(self._now(), picousd) if taken.holds else []
 
     def _freed(self, taken: Taken) -> None:
         if self._rooms.reached:

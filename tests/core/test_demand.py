@@ -257,6 +257,16 @@ class TokensTests(SynchronousTestCase):
         self.assertEqual(ratios.of(NOVA), 1.0)
 
 
+class ReprTests(SynchronousTestCase):
+    """What a client sent is nobody's to read in a log."""
+
+    def test_hides(self) -> None:
+        """Neither the body shows nor the headers, which have the key."""
+        shown = repr(demand(TEXT, headers=[(b"Authorization", b"Bearer sk-planted")]))
+        self.assertNotIn("Hello", shown)
+        self.assertNotIn("planted", shown)
+
+
 class UsedTests(SynchronousTestCase):
     """Tokens as Bedrock's quotas count them."""
 

@@ -453,6 +453,19 @@ class ModelTests(SynchronousTestCase):
             self.assertEqual(error.headers, ((b"Allow", b"POST"),))
             self.assertIn("does not take GET: use POST", error.message)
 
+    def test_remembered(self) -> None:
+        """A path means the same each time; those that clients invent do not fill the memory."""
+        operations = Operations(load("operations"))
+        for path in (b"/model/x/converse", b"/model/%s/converse" % (b"y" * 600)):
+            for _ in range(2):
+                found = operations.match(b"POST", path)
+                self.assertEqual((found.operation.name, found.raw_path), ("Converse", path))
+                self.assertRaises(MethodNotAllowed, operations.match, b"GET", path)
+        for number in range(3000):
+            operations.match(b"POST", b"/model/x%d/invoke" % number)
+        self.assertLessEqual(len(operations._recent), 1024)
+        self.assertEqual(operations.match(b"POST", b"/model/x1/invoke").model_label, b"x1")
+
 
 class DecodeLabelTests(SynchronousTestCase):
     def test_good(self) -> None:

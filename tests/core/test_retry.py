@@ -171,6 +171,22 @@ class RepeatableTests(SynchronousTestCase):
             operation = OPERATIONS[f"bedrock-runtime:{name}"]
             self.assertIs(may_repeat(operation, method, raw_path=path), expected, (method, path))
 
+    def test_each_request(self) -> None:
+        """What is found of one request holds for others of its kind, and for no others."""
+        shared = retries()
+        openai = OPERATIONS["bedrock-runtime:OpenAI"]
+        agent = OPERATIONS["bedrock-agent-runtime:InvokeAgent"]
+        for operation, path, action in 2 * (
+            (CONVERSE, b"/model/x/converse", "retry"),
+            (agent, b"/agents/a/agentAliases/b/sessions/c/text", "give_up"),
+            (openai, b"/openai/v1/chat/completions", "retry"),
+            (openai, b"/openai/v1/files", "give_up"),
+        ):
+            attempts = shared.begin(Match(operation, path), b"POST", "m", 0.0)
+            attempts.started("a", 0.0)
+            decision = attempts.after_failure("a", UNAVAILABLE, now=0.0, others=["b"])
+            self.assertEqual(decision.action, action, path)
+
 
 class DecisionTests(SynchronousTestCase):
     """One request, failure by failure."""

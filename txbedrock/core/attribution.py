@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import msgspec
 
@@ -79,11 +78,6 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 _decode = msgspec.json.Decoder().decode
 
 
-@cache
-def _wanted_with(user_header: bytes) -> frozenset[bytes]:
-    return _WANTED | {user_header}
-
-
 def attribution(
     headers: HeaderList, raw_path: bytes, body: bytes, user_header: bytes | None = None
 ) -> Attribution:
@@ -93,12 +87,11 @@ def attribution(
     :param body: of the request, if it is whole and small; else empty.
     :param user_header: lower-case name of a further header that names the end user.
     """
-    wanted = _WANTED if user_header is None else _wanted_with(user_header)
-    first = first_values(headers)
-    found = {name: first[name] for name in wanted & first.keys()}
+    found = first_values(headers)
+    named = not _WANTED.isdisjoint(found) or user_header in found
     hinted = len(body) <= _MAX_BODY and (len(body) > _SEARCHED or _HINT(body) is not None)
     agent = _AGENT_SESSION.match(raw_path) if raw_path.startswith(b"/agents/") else None
-    if not (found or hinted or agent):
+    if not (named or hinted or agent):
         return NOBODY  # Nearly always, so it costs little.
     end_user = ""
     for said_in in (*_END_USER, user_header):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import msgspec
+
 from txbedrock.core.grants import KeyType, Level, Role
 from txbedrock.core.headers import HeaderList, first_values, header
 from txbedrock.core.permissions import EVERYTHING, Access
@@ -41,16 +43,18 @@ _DEDICATED = (b"x-litellm-api-key", b"x-api-key")
 _SIGV4 = b"aws4-hmac-sha256"
 
 
-@dataclass(frozen=True, slots=True)
-class PresentedKey:
+class PresentedKey(msgspec.Struct, frozen=True):
     """What the client says it is. Not believed yet."""
 
-    secret: bytes = field(repr=False)
+    secret: bytes
     carrier: str
     """``header``, ``bearer``, ``sigv4`` or ``session-token``."""
 
-    candidates: tuple[bytes, ...] = field(default=(), repr=False)
+    candidates: tuple[bytes, ...] = ()
     """Further values to try: the session token beside dummy credentials."""
+
+    def __repr__(self) -> str:
+        return f"PresentedKey(carrier={self.carrier!r})"
 
 
 CERTIFICATE_NAMES = ("sha256", "uri", "dns", "email", "common_name")
@@ -149,7 +153,7 @@ def signing_scope_of(headers: HeaderList) -> tuple[bytes, bytes, bytes] | None:
         name; None when the request is not signed or the scope is not readable.
     """
     value = header(headers, b"authorization")
-    if value is None:
+    if value is None or value[:7] == b"Bearer ":
         return None
     scheme, _, rest = value.strip().partition(b" ")
     if scheme.lower() != _SIGV4:
@@ -176,8 +180,8 @@ def presented_key(headers: HeaderList) -> PresentedKey | None:
             return PresentedKey(_strip_bearer(dedicated), "header")
     authorization = first.get(b"authorization", b"").strip()
     scheme, _, rest = authorization.partition(b" ")
-    if scheme.lower() in (b"bearer", b"basic") and rest.strip():
-        return PresentedKey(rest.strip(), "bearer")
+    if scheme.lower() in (b"bearer", b"basic") and (secret := rest.strip()):
+        return PresentedKey(secret, "bearer")
     token = first.get(b"x-amz-security-token", b"").strip()
     scope = signing_scope_of(headers)
     if scope is not None:

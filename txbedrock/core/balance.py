@@ -19,6 +19,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from ..errors import Fault, InvalidRequest, ProxyError
 from .health import (
     FADE_S,
@@ -221,8 +223,7 @@ class MemberSpec:
     """To be compared within a group, in any unit; None: more than all others."""
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct):
     """What one exchange asks for, for all of its attempts."""
 
     choices: Sequence[Choice]
@@ -316,6 +317,7 @@ class _Member:
         "free_at",
         "id",
         "in_flight",
+        "limited",
         "many_requests",
         "many_tokens",
         "max_parallel",
@@ -326,9 +328,16 @@ class _Member:
         "tokens",
     )
 
-    def __init__(self, id: str, spec: MemberSpec, max_parallel: int | None, now: float) -> None:
+    def __init__(
+        self, id: str, spec: MemberSpec, max_parallel: int | None, counts: bool, now: float
+    ) -> None:
         self.id = id
         self.spec = spec
+        self.limited = (
+            counts or spec.rpm is not None or spec.tpm is not None or max_parallel is not None
+        )
+        """Whether anybody asks what it is used for; if not, nothing is counted."""
+
         self.max_parallel = _UNLIMITED if max_parallel is None else max_parallel
         self.in_flight = 0
         self.requests = Window()
@@ -358,7 +367,9 @@ class _Member:
         self.in_flight -= 1
         self.reserved -= reserved
         if used:
-            self.tokens.expire(int(now))
+            second = int(now)
+            if self.tokens.second != second:
+                self.tokens.expire(second)
             self.tokens.add(used)
         self.spare += reserved - used
         self.refresh(now)
@@ -667,41 +678,25 @@ class _Pool:
         self.by_tags: dict[tuple[frozenset[str], bool], _Lane] = {}
 
 
-class InFlight:
+class InFlight(msgspec.Struct, eq=False):
     """
     One attempt, from being chosen to its end. It has to be ended, abandoned or released,
     whatever becomes of it; the first of these counts.
     """
 
-    __slots__ = (
-        "_answered",
-        "_balancer",
-        "_over",
-        "_pace",
-        "_place",
-        "_second",
-        "_started",
-        "_target",
-        "_tokens",
-        "_trial",
-        "choice",
-    )
+    choice: Choice
+    """Where it goes."""
 
-    def __init__(self, balancer: Balancer, target: _Target, ask: Ask, now: float) -> None:
-        self.choice = target.choice
-        """Where it goes."""
-
-        self._balancer = balancer
-        self._target = target
-        self._tokens = ask.tokens
-        self._started = now
-        self._second = int(now)
-        self._answered = self._over = False
-        self._trial = target.circuit.begin(self, now)
-        target.until = target.circuit.until
-        target.member.take(ask.tokens, now)
-        self._place = target.waiting
-        self._pace = target.begin(ask.operation, now)
+    _balancer: Balancer
+    _target: _Target
+    _pace: Pace
+    _place: int
+    _tokens: int
+    _started: float
+    _second: int
+    _trial: int = 0
+    _answered: bool = False
+    _over: bool = False
 
     def sent(self, now: float) -> None:
         """
@@ -720,11 +715,14 @@ class InFlight:
         target = self._target
         target.waiting -= 1
         self._pace.end(self._started)
-        self._pace.took(max(now - self._started, 0.0), self._place, True, now)
+        waited_s = now - self._started
+        self._pace.took(waited_s if waited_s > 0 else 0.0, self._place, True, now)
         target.count(False, now)
-        target.went_well(now)
+        if target.learned_requests or target.learned_tokens:
+            target.went_well(now)
         target.circuit.answered(self._trial, now)
-        self._balancer._look(target, now)
+        if target.until != target.circuit.until or self._balancer._queues:
+            self._balancer._look(target, now)
 
     def end(
         self,
@@ -745,8 +743,10 @@ class InFlight:
         target = self._target
         circuit = target.circuit
         if kind is None:
-            self.first_byte(now)
-            circuit.completed(self._trial, now)
+            if not self._answered:
+                self.first_byte(now)
+            if circuit.until != IN_ROTATION:
+                circuit.completed(self._trial, now)
         elif kind.clients:
             self._stop_waiting()
             circuit.inconclusive(self, now)
@@ -802,10 +802,14 @@ class InFlight:
         target = self._target
         target.in_flight -= 1
         if tokens:
-            target.tokens.expire(int(now))
+            second = int(now)
+            if target.tokens.second != second:
+                target.tokens.expire(second)
             target.tokens.add(tokens)
-        target.member.give_back(self._tokens, tokens, now)
-        self._balancer._look(target, now)
+        if target.member.limited:
+            target.member.give_back(self._tokens, tokens, now)
+        if target.until != target.circuit.until or self._balancer._queues:
+            self._balancer._look(target, now)
 
 
 class Waiter:
@@ -852,6 +856,8 @@ class Balancer:
         on_change: Callable[[DeploymentState], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._tag_filtering = settings.tag_filtering
+        self._counts = settings.strategy in (Strategy.USAGE, Strategy.USAGE_V2)
         self._specs = dict(members)
         self._rng = rng
         self._random = rng.random
@@ -963,8 +969,8 @@ class Balancer:
         return pool
 
     def _lane(self, ask: Ask, now: float) -> _Lane:
-        pool = self._pool(ask.choices, now)
-        if not self._settings.tag_filtering or not pool.tags:
+        pool = self._pools.get(id(ask.choices)) or self._pool(ask.choices, now)
+        if not self._tag_filtering or not pool.tags:
             return pool.lane
         # Of what clients say only what a deployment has, or there would be no end of it.
         key = pool.tags.intersection(ask.tags), bool(ask.tags)
@@ -994,7 +1000,7 @@ class Balancer:
             most = spec.max_parallel
             if most is None:
                 most = self._settings.default_max_parallel
-            member = self._members[id] = _Member(id, spec, most, now)
+            member = self._members[id] = _Member(id, spec, most, self._counts, now)
         return member
 
     def _look(self, target: _Target, now: float) -> None:
@@ -1034,9 +1040,17 @@ class Balancer:
             waiter.ready(outcome)
 
     def _begin(self, target: _Target, ask: Ask, now: float) -> InFlight:
-        if target.member.id not in ask.tried:
-            ask.tried = (*ask.tried, target.member.id)
-        return InFlight(self, target, ask, now)
+        member, tokens, place = target.member, ask.tokens, target.waiting
+        if member.id not in ask.tried:
+            ask.tried = (*ask.tried, member.id)
+        pace = target.begin(ask.operation, now)
+        flight = InFlight(target.choice, self, target, pace, place, tokens, now, int(now))
+        if target.until != IN_ROTATION:
+            flight._trial = target.circuit.begin(flight, now)
+            target.until = target.circuit.until
+        if member.limited:
+            member.take(tokens, now)
+        return flight
 
     # Choosing. See Note [Where the next attempt goes].
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .headers import HeaderList
+from .headers import HeaderList, first_values
 from .pricekeys import GUARDRAIL
 from .pricing import Price, cost
 from .usage import MAX_COUNT, READ_REQUESTS, Source, Tally, Usage, tier_name
@@ -136,11 +136,10 @@ class ModelSizes:
 class _Learned:
     """Of one model."""
 
-    __slots__ = ("count", "given", "most")
+    __slots__ = ("count", "most")
 
     def __init__(self) -> None:
         self.most = 1.0
-        self.given = 1.0
         self.count = 0
 
 
@@ -162,11 +161,12 @@ class TokenRatios:
 
     def __init__(self) -> None:
         self._learned: dict[str, _Learned] = {}
+        self.given: dict[str, float] = {}
+        """Tokens a byte, at most, by model id; 1 of those that are not in it."""
 
     def of(self, model_id: str) -> float:
         """Tokens a byte, at most."""
-        learned = self._learned.get(model_id)
-        return 1.0 if learned is None else learned.given
+        return self.given.get(model_id, 1.0)
 
     def learn(self, model_id: str, body_length: int, input_tokens: int) -> None:
         """
@@ -178,19 +178,25 @@ class TokenRatios:
         learned = self._learned.get(model_id)
         if learned is None:
             if len(self._learned) >= self._MODELS:
-                del self._learned[next(iter(self._learned))]
+                first = next(iter(self._learned))
+                del self._learned[first], self.given[first]
             learned = self._learned[model_id] = _Learned()
-        ratio = min(max(input_tokens / body_length, self._LEAST), 1.0)
+        ratio = input_tokens / body_length
+        if ratio > 1:
+            ratio = 1.0
+        elif ratio < self._LEAST:
+            ratio = self._LEAST
         if ratio >= learned.most:
             learned.most = ratio
         else:
             share = 0.5 if learned.count < self._FIRST else 1 / 256
             learned.most -= (learned.most - ratio) * share
         learned.count += 1
-        learned.given = min(learned.most * self._MARGIN, 1.0)
+        given = learned.most * self._MARGIN
+        self.given[model_id] = given if given < 1 else 1.0
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, frozen=True):
     """What vendors call the members that say how much may be generated, and how."""
 
     inferenceConfig: Any = None
@@ -238,8 +244,12 @@ _TELLING = (Source.BODY, Source.HEADERS, Source.METRICS)
 _USUAL = (("", False),)
 """The tiers it may be charged in, and whether with optimised latency."""
 
+_TIER, _LATENCY = b"x-amzn-bedrock-service-tier", b"x-amzn-bedrock-performanceconfig-latency"
 
-class Demand:
+_NO_SIZE = ModelSize(0, 0, 1)
+
+
+class Demand(msgspec.Struct, kw_only=True, eq=False):
     """
     What one request needs at worst. See Note [The worst case].
 
@@ -256,64 +266,36 @@ class Demand:
     :param headers: of the request.
     """
 
-    __slots__ = (
-        "_body",
-        "_conversation",
-        "_given",
-        "_headers",
-        "_length",
-        "_media",
-        "_output",
-        "_picousd",
-        "_price",
-        "_ratio",
-        "_ratios",
-        "_refers",
-        "_served",
-        "_size",
-        "_sizes",
-        "_text",
-        "_tokens",
-        "billed",
-        "model",
-        "model_id",
-        "operation",
-        "uncertain",
-    )
+    model: str
+    model_id: str
+    operation: str
+    body_length: int
+    body_start: bytes
+    price: Price | None
+    ratios: TokenRatios
+    sizes: ModelSizes
+    base_model: str | None = None
+    billed: bool = True
+    headers: HeaderList | None = None
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        model_id: str,
-        operation: str,
-        body_length: int,
-        body_start: bytes,
-        price: Price | None,
-        ratios: TokenRatios,
-        sizes: ModelSizes,
-        base_model: str | None = None,
-        billed: bool = True,
-        headers: HeaderList | None = None,
-    ) -> None:
-        self.model = model
-        self.model_id = model_id
-        self.operation = operation
-        self.billed = billed
-        self.uncertain = False
-        """Whether something is billed that the body does not tell; known when
-        :meth:`picousd` was asked."""
-        self._length = body_length
-        self._body = body_start
-        self._price = price
-        self._ratios = ratios
-        self._sizes = sizes
-        self._served = base_model or model_id
-        self._headers = headers
-        self._text = -1  # bytes; -1: the body has not been looked into
-        self._ratio = -1.0  # with which these two were reckoned
-        self._tokens = 0
-        self._picousd: int | None = -1  # -1: not reckoned yet
+    uncertain: bool = False
+    """Whether something is billed that the body does not tell; known when
+    :meth:`picousd` was asked."""
+
+    _text: int = -1  # bytes; -1: the body has not been looked into
+    _media: int = 0
+    _refers: bool = False
+    _conversation: bool = False
+    _given: _Body = _NOTHING
+    _served: str = ""
+    _size: ModelSize = _NO_SIZE
+    _output: int = 0
+    _ratio: float = -1.0  # with which these two were reckoned
+    _tokens: int = 0
+    _picousd: int | None = -1  # -1: not reckoned yet
+
+    # Not what a client sent, nor its key.
+    __repr__ = object.__repr__
 
     def tokens(self) -> int:
         """Tokens that a quota has to have left: input, and output at most."""
@@ -335,11 +317,11 @@ class Demand:
         """
         if not self.billed:
             return 0
-        if self._price is None:
+        if self.price is None:
             return None
         self._estimate()
         if self._picousd == -1:
-            self._picousd = self._worst(self._price)
+            self._picousd = self._worst(self.price)
         return self._picousd
 
     def used(self, usage: Usage) -> int | None:
@@ -352,7 +334,9 @@ class Demand:
             return None
         output = usage.output_tokens
         if output:
-            output *= self._sizes.of(self._served).burndown
+            looked = self._text >= 0
+            size = self._size if looked else self.sizes.of(self.base_model or self.model_id)
+            output *= size.burndown
         return (
             usage.input_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens + output
         )
@@ -362,7 +346,7 @@ class Demand:
         if self._text <= 0 or self._media or self._refers:
             return
         if usage.source in _TELLING:
-            self._ratios.learn(
+            self.ratios.learn(
                 self._served,
                 self._text,
                 usage.input_tokens
@@ -376,14 +360,14 @@ class Demand:
         Hold the body, up to a megabyte, no longer. Only :meth:`used` and :meth:`learn` may
         be called from now on.
         """
-        self._body = b""
-        self._headers = None
+        self.body_start = b""
+        self.headers = None
         self._given = _NOTHING
 
     def _estimate(self) -> None:
         if self._text < 0:
             self._look()
-        ratio = self._ratios.of(self._served)
+        ratio = self.ratios.given.get(self._served, 1.0)
         if ratio == self._ratio:
             return
         self._ratio = ratio
@@ -399,26 +383,25 @@ class Demand:
 
     def _look(self) -> None:
         """Read of the body what does not change."""
-        body, length = self._body, self._length
-        self._size = self._sizes.of(self._served)
-        self._text, self._media = length, 0
+        body, length = self.body_start, self.body_length
+        self._served = self.base_model or self.model_id
+        self._size = self.sizes.of(self._served)
+        self._text = length
         if length > _STRIDE:
             self._find_media()
         self._refers = b'"s3Location"' in body or ":prompt/" in self.model_id
-        self._given = _NOTHING
         if len(body) == length and body:
             try:
                 self._given = _decode(body) if length <= _LONG else _decode_long(body)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # Bedrock will not take it either.
         self._conversation = self.operation in _CONVERSATIONS
-        self._output = 0
         if self.operation in _GENERATING and self._size.output:
             self._output = self._allowed() or self._size.output
 
     def _find_media(self) -> None:
         """Tell pictures and films from text."""
-        body, position = self._body, _STRIDE
+        body, position = self.body_start, _STRIDE
         while position < len(body):
             if _BASE64.match(body, position) is None:
                 position += _STRIDE
@@ -431,7 +414,7 @@ class Demand:
             match = _MEDIA.match(body, begin)
             if match is None or any(body.find(one, begin, end) >= 0 for one in (b" ", b"\\")):
                 continue
-            size = (end if whole else self._length) - begin
+            size = (end if whole else self.body_length) - begin
             self._text -= size
             self._media += _PICTURE_TOKENS
             if not match["picture"]:
@@ -521,12 +504,14 @@ class Demand:
         if type(given.serviceTier) is dict:
             tier = given.serviceTier.get("type")
         fast = type(latency) is dict and latency.get("latency") == "optimized"
-        for name, value in self._headers or ():
-            if name[:15].lower() == b"x-amzn-bedrock-":
-                rest = name[15:].lower()
-                if rest == b"service-tier":
+        headers = self.headers or []
+        first = first_values(headers)
+        if _TIER in first or _LATENCY in first:
+            for name, value in headers:
+                name = name.lower()
+                if name == _TIER:
                     tier = value.strip().decode("ascii", "replace")
-                elif rest == b"performanceconfig-latency":
+                elif name == _LATENCY:
                     fast = fast or value.strip().lower() == b"optimized"
         tier = tier_name(tier) if isinstance(tier, str) else ""
         return (*_USUAL, (tier, fast)) if tier or fast else _USUAL
@@ -535,8 +520,8 @@ class Demand:
         """How the input may be charged."""
         if "cache_write_5m" not in price.prices and "cache_write_1h" not in price.prices:
             return _FRESH
-        body = self._body
-        whole = len(body) == self._length
+        body = self.body_start
+        whole = len(body) == self.body_length
         if whole and b'"cachePoint"' not in body and b'"cache_control"' not in body:
             return _FRESH
         if whole and b'"1h"' not in body:
@@ -552,12 +537,12 @@ class Demand:
 
     def _units(self, price: Price) -> tuple[tuple[str, int], ...]:
         """What besides tokens the body tells."""
-        body, config = self._body, self._given.guardrailConfig
+        body, config = self.body_start, self._given.guardrailConfig
         if self.operation in _GUARDRAILS:
-            return self._guardrail_units(price, self._length, body.count(b'"image"'))
+            return self._guardrail_units(price, self.body_length, body.count(b'"image"'))
         if type(config) is dict and str(config.get("trace")).startswith("enabled"):
             # Only then the answer will tell. A token of output is a few letters.
-            return self._guardrail_units(price, self._length + 6 * self._output, 0)
+            return self._guardrail_units(price, self.body_length + 6 * self._output, 0)
         readers = READ_REQUESTS.get(self.operation)
         if readers is None:
             return ()
@@ -571,7 +556,7 @@ class Demand:
         self, price: Price, text: int, images: int
     ) -> tuple[tuple[str, int], ...]:
         """Of all policies that there are, for a text of so many bytes."""
-        blocks = -(-text // _TEXT_UNIT_BYTES) + self._body.count(b'"text"')
+        blocks = -(-text // _TEXT_UNIT_BYTES) + self.body_start.count(b'"text"')
         return tuple(
             (name, images if name.endswith("ImageUnits") else blocks)
             for name in price.prices

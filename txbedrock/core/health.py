@@ -465,6 +465,8 @@ class Circuit:
         """The head of a good answer is there."""
         self._attempts += 1
         self._answered = True
+        if self.until == IN_ROTATION:
+            return
         if trial == self._outage and self.why is not FailureKind.BROKE:
             self._close(now)
 
@@ -582,7 +584,6 @@ class Pace:
         "_samples",
         "count",
         "heard",
-        "last_ten_s",
         "pending",
         "starts",
         "sum",
@@ -608,8 +609,6 @@ class Pace:
         """The sum of when they began to."""
 
         self._recent: deque[float] = deque(maxlen=_SAMPLES)
-        self.last_ten_s = 0.0
-        """Mean of the last ten; 0: there are none."""
 
     def begin(self, now: float) -> None:
         """Somebody waits."""
@@ -648,7 +647,7 @@ class Pace:
         if answered:
             self.count += 1
             self._places += place + _FREE_PLACES
-            self.note(seconds)
+            self._recent.append(seconds)
             self._samples += 1
             if seconds > self._p95_s:
                 self._p95_s = seconds if self._samples < _SURE else self._p95_s * _UP
@@ -663,7 +662,12 @@ class Pace:
     def note(self, seconds: float) -> None:
         """For :attr:`last_ten_s` only."""
         self._recent.append(seconds)
-        self.last_ten_s = sum(self._recent) / len(self._recent)
+
+    @property
+    def last_ten_s(self) -> float:
+        """Mean of the last ten; 0: there are none."""
+        recent = self._recent
+        return sum(recent) / len(recent) if recent else 0.0
 
     def expected(self, place: int, now: float) -> float:
         """

@@ -12,7 +12,10 @@ import math
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
 
 from ..errors import Fault, ProxyError
 from .budgets import iso_time, period_at
@@ -399,16 +402,13 @@ more are made for each request.
 """
 
 
-class Taken:
+class Taken(msgspec.Struct, eq=False):
     """What is held for one request at all levels."""
 
-    __slots__ = ("holds", "picousd", "second", "tokens")
-
-    def __init__(self, holds: list[Hold], tokens: int, picousd: int, second: int) -> None:
-        self.holds = holds
-        self.tokens = tokens
-        self.picousd = picousd
-        self.second = second
+    holds: list[Hold]
+    tokens: int
+    picousd: int
+    second: int
 
     def headers(self, now: float, picousd: int) -> HeaderList:
         """
@@ -418,27 +418,30 @@ class Taken:
         :param picousd: what the request cost, if it is known and not settled yet.
         """
         second = int(now)
-        least: dict[bytes, tuple[float, int, int]] = {}
+        least: dict[tuple[bytes, bytes], tuple[float, int, int]] = {}
         own: HeaderList = []
         for level, model, limits, _, requests, tokens, purse in self.holds:
             key = level.kind == "key" and not model
             if requests is not None and limits.rpm is not None:
-                requests.expire(second)
-                _keep_least(least, b"requests", limits.rpm, requests.used)
+                if requests.second != second:
+                    requests.expire(second)
+                _keep_least(least, _REQUESTS_LEFT, limits.rpm, requests.used)
                 if key:
-                    own.append((b"x-litellm-key-rpm-limit", b"%d" % limits.rpm))
+                    own.append(_said(b"x-litellm-key-rpm-limit", limits.rpm))
             if tokens is not None and limits.tpm is not None:
-                tokens.expire(second)
-                _keep_least(least, b"tokens", limits.tpm, tokens.used + tokens.reserved)
+                if tokens.second != second:
+                    tokens.expire(second)
+                _keep_least(least, _TOKENS_LEFT, limits.tpm, tokens.used + tokens.reserved)
                 if key:
-                    own.append((b"x-litellm-key-tpm-limit", b"%d" % limits.tpm))
+                    own.append(_said(b"x-litellm-key-tpm-limit", limits.tpm))
             if key and purse is not None:
-                own.append((b"x-litellm-key-spend", _exact(purse.total + picousd)))
+                spent = picousd_as_usd(purse.spent + purse.kept + picousd)
+                own.append((b"x-litellm-key-spend", spent.encode()))
                 if limits.max_budget is not None:
-                    own.append((b"x-litellm-key-max-budget", _exact(limits.max_budget)))
-        for name, (_, limit, left) in least.items():
-            own.append((b"x-ratelimit-limit-" + name, b"%d" % limit))
-            own.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
+                    own.append(_said_usd(b"x-litellm-key-max-budget", limits.max_budget))
+        for (whole, rest), (_, limit, left) in least.items():
+            own.append(_said(whole, limit))
+            own.append((rest, b"%d" % left))
         return own
 
 
@@ -576,14 +579,16 @@ class Rooms:
             return Load(unloaded)
         if wait is not None:
             return wait
-        taken = Taken(holds, max(tokens, 0), max(picousd, 0), second)
+        if tokens < 0:
+            tokens = 0
+        taken = Taken(holds, tokens, picousd if picousd > 0 else 0, second)
         for _, _, _, parallel, requests, window, purse in holds:
             if parallel is not None:
                 parallel.parallel += 1
             if requests is not None:
                 requests.add(1)
             if window is not None:
-                window.reserved += taken.tokens
+                window.reserved += tokens
             if purse is not None:
                 purse.reserved += picousd
                 self.used.add(purse)
@@ -712,14 +717,32 @@ class Rooms:
         return True
 
 
+_REQUESTS_LEFT = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests")
+_TOKENS_LEFT = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens")
+
+
 def _keep_least(
-    least: dict[bytes, tuple[float, int, int]], name: bytes, limit: int, used: int
+    least: dict[tuple[bytes, bytes], tuple[float, int, int]],
+    names: tuple[bytes, bytes],
+    limit: int,
+    used: int,
 ) -> None:
-    left = max(0, limit - used)
+    left = limit - used if used < limit else 0
     share = left / limit if limit else 0.0
-    known = least.get(name)
+    known = least.get(names)
     if known is None or share < known[0]:
-        least[name] = share, limit, left
+        least[names] = share, limit, left
+
+
+@lru_cache(maxsize=1024)
+def _said(name: bytes, limit: int) -> tuple[bytes, bytes]:
+    """A header with a limit: there are few of them."""
+    return name, b"%d" % limit
+
+
+@lru_cache(maxsize=1024)
+def _said_usd(name: bytes, limit: int) -> tuple[bytes, bytes]:
+    return name, picousd_as_usd(limit).encode()
 
 
 # What is said to who is refused.
@@ -737,10 +760,6 @@ def _begin(sentence: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{math.ceil(seconds)} s"
-
-
-def _exact(picousd: int) -> bytes:
-    return picousd_as_usd(picousd).encode()
 
 
 def _usd(picousd: int) -> str:

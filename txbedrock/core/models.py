@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import InvalidRequest, ProxyError, UnknownModel
 from .deployments import Deployment
@@ -66,6 +66,18 @@ class Resolution:
     """The model group; empty for an id of Bedrock's own."""
 
     choices: tuple[Choice, ...]
+
+    model_ids: tuple[str, ...] = field(init=False, repr=False)
+    """Those of the choices."""
+
+    counts_tokens: bool = field(init=False, repr=False)
+    """Whether any deployment has a limit of tokens a minute."""
+
+    def __post_init__(self) -> None:
+        # Asked by each request.
+        object.__setattr__(self, "model_ids", tuple(one.model_id for one in self.choices))
+        counts = any(one.deployment.tpm is not None for one in self.choices)
+        object.__setattr__(self, "counts_tokens", counts)
 
 
 def is_region(text: str) -> bool:

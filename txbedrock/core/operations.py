@@ -152,6 +152,7 @@ _MAX_LABEL_CHARS = 2048
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+@lru_cache(maxsize=256)
 def decode_label(label: bytes) -> str:
     """
     The name that a label of a path stands for: percent-decoded once, as UTF-8.
@@ -226,6 +227,8 @@ _DOT_SEGMENT = re.compile(
 )
 _MODEL_TEMPLATE = re.compile(r"/model/\{\w+\}/([\w-]+)")
 _MODEL = b"/model/"
+_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 512
 _LABEL_AT = len(_MODEL)
 
 
@@ -275,6 +278,8 @@ class Operations:
                     verb[operation.method.encode()] = operation
                 else:
                     self._add(operation)
+        # Clients use few models, but they could invent any number of them.
+        self._recent: dict[tuple[bytes, bytes], Match] = {}
         self._openai = _every_method("OpenAI", _OPENAI)
         self._anthropic = _every_method("Anthropic", _ANTHROPIC)
         self._all += [self._openai, self._anthropic]
@@ -307,6 +312,9 @@ class Operations:
         :raises UnknownOperation: if nothing is at this path.
         :raises MethodNotAllowed: if something is, under other methods.
         """
+        known = self._recent.get((method, raw_path))
+        if known is not None:
+            return known
         # The empty path's first byte, b"", is in b"/".
         if raw_path.translate(None, _SENDABLE) or raw_path[:1] not in b"/":
             raise InvalidRequest(
@@ -314,7 +322,12 @@ class Operations:
                 " ASCII, and every space, '?' and '#' in an id, must be percent-encoded."
             )
         if raw_path[:_LABEL_AT] == _MODEL:
-            return self._match_model(method, raw_path)
+            found = self._match_model(method, raw_path)
+            if len(raw_path) <= _LONGEST_REMEMBERED:
+                if len(self._recent) >= _REMEMBERED:
+                    del self._recent[next(iter(self._recent))]
+                self._recent[method, raw_path] = found
+            return found
         if len(raw_path) <= 1:
             return self._match_target(method, raw_path, target)
 

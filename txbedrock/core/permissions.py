@@ -401,16 +401,20 @@ class Access:
             for level in permissions
             if level.allowed_ips
         ]
+        self.restricts_addresses = bool(self._networks)
+        """Are there addresses from which it may not be used?"""
+
+        self.restricts_routes = bool(self._routes) or type is not KeyType.DEFAULT
+        """Are there paths that may not be asked for?"""
+
+        self.restricts_models = bool(self._models)
+        """Are there models that may not be used? Then nothing may be asked of one
+        that the gateway does not see: :meth:`check_unseen_model`."""
+
         # What was found, as a refusal: empty if it is allowed.
         self._operation_refusals: dict[tuple[str, str, bytes, bytes], str] = {}
         self._model_refusals: dict[tuple[str, str, tuple[str, ...]], str] = {}
         self._route_refusals: dict[str, str] = {}
-
-    @property
-    def restricts_models(self) -> bool:
-        """Are there models that may not be used? Then nothing may be asked of one
-        that the gateway does not see: :meth:`check_unseen_model`."""
-        return bool(self._models)
 
     def check_operation(
         self, operation: Operation, method: bytes = b"", raw_path: bytes = b""
@@ -470,7 +474,7 @@ class Access:
             ``/bedrock/model/x/converse``, ``/key/info``. A ``*`` in a rule is any text,
             with slashes: which models may be used is not for routes to say.
         """
-        if not self._routes and self._type is KeyType.DEFAULT:
+        if not self.restricts_routes:
             return
         refusal = self._route_refusals.get(path)
         if refusal is None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, TypeAlias
 
+import msgspec
+
 from txbedrock.core.health import FailureKind
 from txbedrock.core.operations import Match, Operation
 
@@ -228,13 +230,18 @@ class RetryBudget:
 
     def request(self, now: float) -> None:
         """A request makes its first attempt."""
-        elapsed = max(now - self._last, 0.0)
-        if elapsed > self._window_s:
-            self._tokens = 0.0  # what was owed by then helps nobody any more
-        self._recent = self._recent * math.exp(-elapsed / _SAVED_S) + 1
-        self._last = max(now, self._last)
-        most = max(1.0, self._recent * self._share)
-        self._tokens = min(self._tokens + self._share, most)
+        elapsed = now - self._last
+        if elapsed > 0:
+            self._last = now
+            if elapsed > self._window_s:
+                self._tokens = 0.0  # what was owed by then helps nobody any more
+            self._recent *= math.exp(-elapsed / _SAVED_S)
+        self._recent += 1
+        most = self._recent * self._share
+        if most < 1:
+            most = 1.0
+        tokens = self._tokens + self._share
+        self._tokens = tokens if tokens < most else most
 
     def take(self, now: float) -> bool:
         """:returns: whether there may be one more retry."""
@@ -269,9 +276,15 @@ class _Records:
         return len(self._records)
 
     def add(self, target: str, failed: bool, now: float) -> None:
-        bits, last = self._records.get(target, (0, now))
-        if now - last > self._forget_s:
+        record = self._records.get(target)
+        if record is None:
+            if not failed:
+                return
             bits = 0
+        else:
+            bits, last = record
+            if now - last > self._forget_s:
+                bits = 0
         bits = (bits << 1 | failed) & _ALL
         if not bits:
             self._records.pop(target, None)
@@ -326,6 +339,7 @@ class Retries:
         self.rng = rng
         self.records = _Records()
         self._budgets: dict[str, RetryBudget] = {}
+        self._repeats: dict[tuple[str, str, bytes], tuple[bool, bool]] = {}
 
     def begin(self, match: Match, method: bytes, group: str, now: float) -> Attempts:
         """
@@ -334,16 +348,20 @@ class Retries:
         :param group: the model group; empty for ids of Bedrock's own and for requests
             without a model. One of the configuration's, for each has a budget.
         """
-        settings = self.settings
-        safe = may_repeat(match.operation, method, raw_path=match.raw_path)
-        return Attempts(
-            self,
-            group,
-            now,
-            repeatable=safe
-            or may_repeat(match.operation, method, settings.repeatable, raw_path=match.raw_path),
-            hedgeable=settings.hedge and safe and not match.operation.streams,
-        )
+        operation = match.operation
+        key = (operation.service, operation.name, method)
+        known = self._repeats.get(key)
+        if known is None:
+            settings, path = self.settings, match.raw_path
+            safe = may_repeat(operation, method, raw_path=path)
+            known = (
+                safe or may_repeat(operation, method, settings.repeatable, raw_path=path),
+                settings.hedge and safe and not operation.streams,
+            )
+            # Where every method is taken, it is a matter of the path, too.
+            if operation.method != "*":
+                self._repeats[key] = known
+        return Attempts(self, self.budget(group), group, now, *known)
 
     def budget(self, group: str) -> RetryBudget:
         """That of a model group."""
@@ -356,7 +374,7 @@ class Retries:
 _NOBODY: frozenset[str] = frozenset()
 
 
-class Attempts:
+class Attempts(msgspec.Struct, eq=False):
     """
     The attempts of one request. Deployments are told by any text of the caller's,
     usually their id.
@@ -366,37 +384,21 @@ class Attempts:
     of anybody.
     """
 
-    __slots__ = (
-        "_began",
-        "_budget",
-        "_free",
-        "_group",
-        "_next_is_free",
-        "_repeatable",
-        "_retried",
-        "_retries",
-        "_waited",
-        "hedgeable",
-        "tried",
-    )
+    _retries: Retries
+    _budget: RetryBudget
+    _group: str
+    _began: float
+    _repeatable: bool
+    hedgeable: bool
+    """Whether a second attempt may be made beside the first."""
 
-    def __init__(
-        self, retries: Retries, group: str, now: float, *, repeatable: bool, hedgeable: bool
-    ) -> None:
-        self._retries = retries
-        self._budget = retries.budget(group)
-        self._group = group
-        self._began = now
-        self._repeatable = repeatable
-        self.hedgeable = hedgeable
-        """Whether a second attempt may be made beside the first."""
+    tried: dict[str, int] = {}
+    """How often each deployment was tried."""
 
-        self._retried = 0  # in this group
-        self._waited = 0
-        self._next_is_free = False
-        self._free = _NOBODY
-        self.tried: dict[str, int] = {}
-        """How often each deployment was tried."""
+    _retried: int = 0  # in this group
+    _waited: int = 0
+    _next_is_free: bool = False
+    _free: frozenset[str] = _NOBODY
 
     def may_try(self, target: str, max_retries: int | None) -> bool:
         """Whether a deployment's own limit lets it be tried (again) by this request."""

@@ -96,17 +96,17 @@ class MasterKey:
     """
 
     def __init__(self, key: str) -> None:
-        self._hash = hash_key(key.encode())
+        self._hash = hash_key(key.encode()).hex()
         self._principal = Principal(
             alias="master_key",
-            key_hash=self._hash.hex(),
+            key_hash=self._hash,
             role=Role.PROXY_ADMIN,
             access=EVERYTHING,
         )
 
-    def known(self, hashed: bytes) -> Principal | None:
+    def known(self, hashed: str) -> Principal | None:
         """
-        :param hashed: SHA-256 of what a client presents; compared in constant time.
+        :param hashed: SHA-256 of what a client presents, hex; compared in constant time.
         """
         return self._principal if hmac.compare_digest(hashed, self._hash) else None
 
@@ -115,7 +115,7 @@ class MasterKey:
         presented = presented_key(request.headers)
         if presented is not None:
             for secret in (presented.secret, *presented.candidates):
-                principal = self.known(hash_key(secret))
+                principal = self.known(hash_key(secret).hex())
                 if principal is not None:
                     return principal
         raise _unrecognized(presented)
@@ -595,12 +595,12 @@ class KeyStore(Service):
             return self._admitted(holder)
         names = []
         for secret in (presented.secret, *presented.candidates):
-            hashed = sha256(secret)
+            name = sha256(secret).hexdigest()
             if self._master is not None:
-                principal = self._master.known(hashed.digest())
+                principal = self._master.known(name)
                 if principal is not None:
                     return principal
-            names.append(hashed.hexdigest())
+            names.append(name)
         unavailable: DatabaseUnavailable | None = None
         for name in names:
             answer = self._keys.fresh(name)
