@@ -132,6 +132,68 @@ class AccountsTestCase(SynchronousTestCase):
         return self.end(self.begin(model_id, sent=sent, **options), answer).cost_picousd
 
 
+class FieldTests(AccountsTestCase):
+    """Every field of a line of the ledger is what it is called."""
+
+    def test_every_field(self) -> None:
+        record = self.begin(CLAUDE, "converse", region="us-west-2")
+        record.principal = Principal("alias", "hash", user_id="user", team_id="team")
+        record.attribution = Attribution("end-user", ("a", "b"), "session")
+        record.model_name, record.upstream_request_id = "group", "aws-1"
+        record.attempts, record.status, record.error = 2, 201, "Odd"
+        record.outcome = Outcome.PARTIAL
+        record.bytes_up, record.bytes_down = 11, 22
+        record.first_byte_s, record.duration_s = 1.5, 3.25
+        usage = {"inputTokens": 3, "outputTokens": 4, "cacheReadInputTokens": 5}
+        usage |= {"cacheWriteInputTokens": 13}
+        details = [{"ttl": "1h", "inputTokens": 6}]
+        tier = {"type": "priority"}
+        answer = dump(usage={**usage, "cacheDetails": details}, serviceTier=tier)
+        entry = self.end(record, answer)
+        started = 1_800_000_000_000_000
+        assert record.cost is not None
+        self.assertEqual(
+            entry,
+            LedgerEntry(
+                request_id="id-1",
+                started_us=started,
+                first_byte_us=started + 1_500_000,
+                ended_us=started + 3_250_000,
+                aws_request_id="aws-1",
+                key_hash="hash",
+                key_alias="alias",
+                user_id="user",
+                team_id="team",
+                end_user="end-user",
+                tags=("a", "b"),
+                session_id="session",
+                client="10.0.0.9",
+                service="bedrock-runtime",
+                operation="Converse",
+                model_name="group",
+                model_id=CLAUDE,
+                deployment="d1",
+                region="us-west-2",
+                attempts=2,
+                status=201,
+                outcome="partial",
+                error="Odd",
+                input_tokens=3,
+                output_tokens=4,
+                cache_read_tokens=5,
+                cache_write_5m_tokens=7,
+                cache_write_1h_tokens=6,
+                tier="priority",
+                usage_source="body",
+                cost_picousd=record.cost.picousd,
+                price_id=record.cost.price_id,
+                price_version=TABLE.version,
+                bytes_up=11,
+                bytes_down=22,
+            ),
+        )
+
+
 def painted(task: str = "TEXT_IMAGE", **config: Any) -> bytes:
     return dump(taskType=task, textToImageParams={"text": "a"}, imageGenerationConfig=config)
 

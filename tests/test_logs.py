@@ -564,6 +564,45 @@ class AccessTests(SynchronousTestCase):
         self.assertEqual(len(self.write(record).lines), 1)
         self.assertEqual(len(self.write(record, as_json=True).objects), 1)
 
+    def test_without_events(self) -> None:
+        """Written as a line it is the same as written as an event, whatever is in it."""
+        forged = "m\n2026 info forged: \x1b[2J"
+        for changes in (
+            {},
+            {"first_byte_s": None, "duration_s": 0.00006},
+            {"model_name": forged, "key_alias": forged, "deployment": forged},
+            {"error": forged, "detail": forged, "aws_request_id": forged},
+            {"units": {"guardrail.a\x1b": 3}, "cache_read_tokens": 5},
+            {"model_name": SECRET, "error": "sk-planted1", "aws_request_id": "Bearer abc"},
+            {"detail": f"authorization: {SECRET}", "units": {SECRET: 1}},
+            {"aws_request_id": "0f5f9c46-8a3a-4d83-a1d5-8b1c1c6a3d4e", "status": 503},
+            {"aws_request_id": "", "region": "", "service": "", "operation": ""},
+        ):
+            record = self.record(**changes)
+            log = Written()
+            observer = LazyFileObserver(
+                log.stream, as_json=False, redact=Redaction([SECRET]), level=LogLevel.info
+            )
+            access = AccessLog(lines=observer.lines)
+            access.record(record)
+            access.record(record)
+            expected = self.write(record).lines[0].split(" ", 1)[1]
+            written = [line.split(" ", 1)[1] for line in log.lines]
+            self.assertEqual(written, [expected, expected], changes)
+            for secret in (SECRET, "planted1", "abc\n", "\x1b"):
+                self.assertNotIn(secret, log.text)
+
+    def test_level_of_lines(self) -> None:
+        """What is below the log's level is not written as a line either."""
+        log = Written()
+        observer = LazyFileObserver(
+            log.stream, as_json=False, redact=Redaction(), level=LogLevel.warn
+        )
+        access = AccessLog(lines=observer.lines)
+        access.record(self.record())
+        access.record(self.record(status=503))
+        self.assertEqual([line.split()[1] for line in log.lines], ["warn"])
+
     def test_levels(self) -> None:
         """What a person may have to look at is a warning; a client's mistake is not."""
         for level, changes in (

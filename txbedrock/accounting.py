@@ -33,6 +33,7 @@ __all__ = ["Accounts", "InLedger"]
 
 _UNKNOWN_USAGE = Usage()
 _NOBODY = Principal("")
+_NONE = Source.NONE
 
 # Models without a price are reported once each; a client may invent their ids.
 _MAX_REPORTED = 1000
@@ -102,7 +103,7 @@ class Accounts:
         if record.meter is None:
             # No answer to look at: refused before, or lost on the way.
             return cost(None, usage) if record.maybe_billed else NOT_BILLED
-        if usage.source is Source.NONE:
+        if usage.source is _NONE:
             return NOT_BILLED
         model_id = choice.model_id or usage.model
         if not model_id:
@@ -220,44 +221,51 @@ class Accounts:
         principal, said = record.principal or _NOBODY, record.attribution
         started_us = round(request.received * 1e6)
         first_byte_s = record.first_byte_s
+        service = operation = model_id = deployment = region = ""
+        if match is not None:
+            service, operation = match.operation.service, match.operation.name
+        if choice is not None:
+            model_id = choice.model_id or usage.model
+            deployment, region = choice.deployment.id, choice.region
+        # In the order of its fields: by name, so many would go through a dict first.
         return LedgerEntry(
-            request_id=request.id,
-            started_us=started_us,
-            first_byte_us=0 if first_byte_s is None else started_us + round(first_byte_s * 1e6),
-            ended_us=started_us + round(record.duration_s * 1e6),
-            aws_request_id=record.upstream_request_id,
-            key_hash=principal.key_hash,
-            key_alias=principal.alias,
-            user_id=principal.user_id,
-            team_id=principal.team_id,
-            end_user=said.end_user,
-            tags=said.tags,
-            session_id=said.session_id,
-            client=request.peer,
-            service="" if match is None else match.operation.service,
-            operation="" if match is None else match.operation.name,
-            model_name=record.model_name,
-            model_id="" if choice is None else choice.model_id or usage.model,
-            deployment="" if choice is None else choice.deployment.id,
-            region="" if choice is None else choice.region,
-            attempts=record.attempts,
-            status=record.status,
-            outcome=record.outcome._value_,  # .value is a call
-            error=record.error,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_5m_tokens=usage.cache_write_5m_tokens,
-            cache_write_1h_tokens=usage.cache_write_1h_tokens,
-            units=dict(usage.units),
-            tier=usage.tier,
-            usage_source=usage.source._value_,
-            problem=usage.problem,
-            cost_picousd=costs.picousd,
-            price_id=costs.price_id,
-            price_version=self.prices.version,
-            bytes_up=record.bytes_up,
-            bytes_down=record.bytes_down,
+            request.id,
+            started_us,
+            0 if first_byte_s is None else started_us + round(first_byte_s * 1e6),
+            started_us + round(record.duration_s * 1e6),
+            record.upstream_request_id,
+            principal.key_hash,
+            principal.alias,
+            principal.user_id,
+            principal.team_id,
+            said.end_user,
+            said.tags,
+            said.session_id,
+            request.peer,
+            service,
+            operation,
+            record.model_name,
+            model_id,
+            deployment,
+            region,
+            record.attempts,
+            record.status,
+            record.outcome._value_,  # .value is a call
+            record.error,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cache_read_tokens,
+            usage.cache_write_5m_tokens,
+            usage.cache_write_1h_tokens,
+            dict(usage.units) if usage.units else {},
+            usage.tier,
+            usage.source._value_,
+            usage.problem,
+            costs.picousd,
+            costs.price_id,
+            self.prices.version,
+            record.bytes_up,
+            record.bytes_down,
         )
 
 

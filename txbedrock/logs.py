@@ -8,8 +8,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from typing import IO, Any
+from functools import lru_cache, partial
+from threading import RLock
+from typing import IO, Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -36,6 +37,7 @@ from txbedrock.interfaces import ExchangeRecord, IExchangeLog
 __all__ = [
     "AccessLog",
     "LazyFileObserver",
+    "Lines",
     "Redaction",
     "RefusalLog",
     "json_format",
@@ -200,6 +202,36 @@ def _no_ports(event: LogEvent) -> Any:
     return PredicateResult.no if noise else PredicateResult.maybe
 
 
+class _LogFile(LogFile):
+    """One whose lock is not written in Python, which takes longer than all else of a line."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._writing = RLock()  # A signal's handler may write, too.
+
+    def write(self, data: str) -> None:
+        with self._writing:
+            if self.size >= self.rotateLength:
+                self.rotate()
+            self._file.write(data.encode())
+            self.size += len(data)
+
+
+class Lines(Protocol):
+    """A log that takes lines without making events of them."""
+
+    def clean(self, text: str) -> str:
+        """A part of a line, as it may stand there."""
+
+    def write(self, level: str, source: str, text: str) -> None:
+        """
+        Write a line.
+
+        :param level: the name of a level.
+        :param text: one line, put together from parts that are clean.
+        """
+
+
 @implementer(ILogObserver)
 class LazyFileObserver:
     """
@@ -227,7 +259,7 @@ class LazyFileObserver:
             for namespace in _NOISE:
                 levels.setLogLevelForNamespace(namespace, max(level, LogLevel.warn))
             self._predicates.append(_no_ports)
-        self._level = level
+        self._written = {one.name for one in LogLevel.iterconstants() if one >= level}
         self._takes_info = level <= LogLevel.info
         self._as_json = as_json
         self._redact = redact
@@ -247,22 +279,28 @@ class LazyFileObserver:
             self._filtered(event)
 
     @property
-    def lines(self) -> Callable[[str, str, str], None] | None:
-        """Writes a line, given its level's name and source; None: it takes events only."""
-        return None if self._as_json else self._line
+    def lines(self) -> Lines | None:
+        """The same log, for lines; None: it takes events only."""
+        return None if self._as_json else self
 
-    def _line(self, level: str, source: str, text: str) -> None:
-        if LogLevel.lookupByName(level) < self._level:
+    def clean(self, text: str) -> str:
+        """See :class:`Lines`."""
+        return _visible(self._redact(text))
+
+    def write(self, level: str, source: str, text: str) -> None:
+        """See :class:`Lines`."""
+        if level not in self._written:
             return
         if self._out_file is None:
             self._out_file = self._open()
-        text = self._redact(text)
-        self._out_file.write(f"{_time(int(time.time()))} {level} {source}: {_visible(text)}\n")
-        self._out_file.flush()
+        self._out_file.write(f"{_time(int(time.time()))} {level} {source}: {text}\n")
+        if self._out_file is self._out:  # One of our own is not buffered.
+            self._out_file.flush()
 
     def _open(self) -> IO[Any]:
         if isinstance(self._out, str):
-            return LogFile.fromFullPath(self._out, rotateLength=_ROTATE_BYTES)
+            file: IO[Any] = _LogFile.fromFullPath(self._out, rotateLength=_ROTATE_BYTES)
+            return file
         return self._out
 
 
@@ -282,16 +320,14 @@ class AccessLog:
     One line an exchange.
 
     :param observer: where it is written; all of Twisted's logging by default.
-    :param lines: where its lines are written instead, with their level's name: they are
-        then no events, which costs as much as all that is measured of an exchange.
+    :param lines: where its lines are written instead: they are then no events, which
+        costs as much as all that is measured of an exchange.
     """
 
-    def __init__(
-        self,
-        observer: ILogObserver | None = None,
-        lines: Callable[[str, str, str], None] | None = None,
-    ) -> None:
+    def __init__(self, observer: ILogObserver | None = None, lines: Lines | None = None) -> None:
         self._lines = lines
+        self._clean = str if lines is None else lines.clean
+        self._where = lru_cache(maxsize=1024)(partial(_where, self._clean))
         # No class attribute: it would be named after its class.
         self._log = Logger(_ACCESS, observer=observer)
 
@@ -301,49 +337,61 @@ class AccessLog:
 
         :param record: settled.
         """
-        entry, first_byte_s = record.entry, record.first_byte_s
+        entry = record.entry
         assert entry is not None
-        warn = entry.status >= 500 or entry.outcome in ("partial", "failed")
-        detail = _one_line(record.detail) if record.detail else ""
-        cost = entry.cost_picousd
-        key, model, deployment = map(
-            _one_line, (entry.key_alias, entry.model_name, entry.deployment)
-        )
-        service, operation = entry.service or "-", entry.operation or "-"
-        region, error = entry.region or "-", _one_line(entry.error)
-        first_byte_ms = None if first_byte_s is None else round(first_byte_s * 1000, 1)
-        duration_ms = round(record.duration_s * 1000, 1)
-        aws_request_id = _one_line(entry.aws_request_id)
-        first_byte = "-" if first_byte_ms is None else f"{first_byte_ms}ms"
-        used = _used(entry)
-        line = (
-            f"{entry.request_id} {entry.client} {key} {service}:{operation} {model} -> "
-            f"{deployment}/{region} {entry.status} {entry.outcome} {error} {used} "
-            f"attempts={entry.attempts} up={entry.bytes_up} down={entry.bytes_down} "
-            f"first_byte={first_byte} total={duration_ms}ms aws={aws_request_id}"
-        )
-        if detail:
-            line = f"{line} ({detail})"
+        level = "warn" if entry.status >= 500 or entry.outcome in _FAILURES else "info"
+        line = self._line(entry, record)
         if self._lines is not None:
-            self._lines("warn" if warn else "info", _ACCESS, line)
-            return
+            self._lines.write(level, _ACCESS, line)
+        else:
+            self._emit(LogLevel.lookupByName(level), line, entry, record)
+
+    def _line(self, entry: LedgerEntry, record: ExchangeRecord) -> str:
+        """What has no name in it that anybody gave is clean as it is."""
+        where = self._where(
+            entry.key_alias,
+            entry.service,
+            entry.operation,
+            entry.model_name,
+            entry.deployment,
+            entry.region,
+        )
+        error = self._clean(_one_line(entry.error)) if entry.error else "-"
+        first_byte_s, aws_request_id = record.first_byte_s, entry.aws_request_id
+        first_byte = "-" if first_byte_s is None else f"{first_byte_s * 1000:.1f}ms"
+        if _UUID.fullmatch(aws_request_id) is None:
+            aws_request_id = self._clean(_one_line(aws_request_id))
+        used = _used(entry)
+        if entry.units:
+            used = self._clean(used)
+        line = (
+            f"{entry.request_id} {entry.client} {where} {entry.status} {entry.outcome} {error} "
+            f"{used} attempts={entry.attempts} up={entry.bytes_up} down={entry.bytes_down} "
+            f"first_byte={first_byte} total={record.duration_s * 1000:.1f}ms "
+            f"aws={aws_request_id}"
+        )
+        return f"{line} ({self._clean(_one_line(record.detail))})" if record.detail else line
+
+    def _emit(self, level: Any, line: str, entry: LedgerEntry, record: ExchangeRecord) -> None:
+        """The line as an event, with all that is in it as fields."""
+        cost, first_byte_s = entry.cost_picousd, record.first_byte_s
         self._log.emit(
-            LogLevel.warn if warn else LogLevel.info,
+            level,
             _PLAIN,
             line=line,
             id=entry.request_id,
             client=entry.client,
-            key=key,
+            key=_one_line(entry.key_alias),
             end_user=_one_line(entry.end_user),
-            service=service,
-            operation=operation,
-            model=model,
-            deployment=deployment,
-            region=region,
+            service=entry.service or "-",
+            operation=entry.operation or "-",
+            model=_one_line(entry.model_name),
+            deployment=_one_line(entry.deployment),
+            region=entry.region or "-",
             status=entry.status,
             outcome=entry.outcome,
-            error=error,
-            used=used,
+            error=_one_line(entry.error),
+            used=_used(entry),
             input_tokens=entry.input_tokens,
             output_tokens=entry.output_tokens,
             cache_read_tokens=entry.cache_read_tokens,
@@ -353,21 +401,42 @@ class AccessLog:
             attempts=entry.attempts,
             bytes_up=entry.bytes_up,
             bytes_down=entry.bytes_down,
-            first_byte_ms=first_byte_ms,
-            duration_ms=duration_ms,
-            aws_request_id=aws_request_id,
-            detail=detail,
+            first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000, 1),
+            duration_ms=round(record.duration_s * 1000, 1),
+            aws_request_id=_one_line(entry.aws_request_id),
+            detail=_one_line(record.detail) if record.detail else "",
         )
+
+
+_FAILURES = ("partial", "failed")
+_UUID = re.compile("[0-9a-f-]{36}")
+
+
+def _where(
+    clean: Callable[[str], str],
+    key: str,
+    service: str,
+    operation: str,
+    model: str,
+    deployment: str,
+    region: str,
+) -> str:
+    """What most lines have in common: whose it was, and where it went."""
+    key, model, deployment = _one_line(key), _one_line(model), _one_line(deployment)
+    return clean(
+        f"{key} {service or '-'}:{operation or '-'} {model} -> {deployment}/{region or '-'}"
+    )
 
 
 def _used(entry: LedgerEntry) -> str:
     """``tokens=12+30 cost=$0.0001``, with the caches' where there are any."""
     cost = "?" if entry.cost_picousd is None else "$" + picousd_as_usd(entry.cost_picousd)
     written = entry.cache_write_5m_tokens + entry.cache_write_1h_tokens
-    caches = ""
+    caches = units = ""
     if entry.cache_read_tokens or written:
         caches = f" cache={entry.cache_read_tokens}r+{written}w"
-    units = "".join(f" {name}={count}" for name, count in entry.units.items())
+    if entry.units:
+        units = "".join(f" {name}={count}" for name, count in entry.units.items())
     return f"tokens={entry.input_tokens}+{entry.output_tokens}{caches}{units} cost={cost}"
 
 
@@ -397,11 +466,10 @@ class RefusalLog(Service):
 
     def record(self, record: ExchangeRecord) -> None:
         """Write it, or count it."""
-        kind = f"{record.status} {record.error}"
         if (
             record.principal is not None
             or record.attempts
-            or self._throttle.lets(kind, self._clock.seconds())
+            or self._throttle.lets(f"{record.status} {record.error}", self._clock.seconds())
         ):
             self._lines.record(record)
         elif self._call is None:

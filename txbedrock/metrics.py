@@ -120,9 +120,12 @@ class Metrics(Collector):
             tokens = series.tokens
             tokens[0] += entry.input_tokens
             tokens[1] += entry.output_tokens
-            tokens[2] += entry.cache_read_tokens
-            tokens[3] += entry.cache_write_5m_tokens
-            tokens[4] += entry.cache_write_1h_tokens
+            if entry.cache_read_tokens:
+                tokens[2] += entry.cache_read_tokens
+            if entry.cache_write_5m_tokens:
+                tokens[3] += entry.cache_write_5m_tokens
+            if entry.cache_write_1h_tokens:
+                tokens[4] += entry.cache_write_1h_tokens
             if entry.units:
                 for name, count in entry.units.items():
                     series.units[name] += count

@@ -16,7 +16,7 @@ DAY_US = 86_400_000_000
 """Microseconds of a day. A day of the ledger is one of UTC's."""
 
 
-class LedgerEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class LedgerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     One exchange, as it is charged and kept. Its key is :attr:`request_id`:
     writing it twice is writing it once.

@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from struct import error as _StructError
 from typing import Protocol, TypeAlias
@@ -145,6 +146,20 @@ def _lengths_are_possible(total: int, headers_length: int) -> bool:
         headers_length <= MAX_HEADERS_BYTES
         and 0 <= total - headers_length - _OVERHEAD <= MAX_PAYLOAD_BYTES
     )
+
+
+@lru_cache(maxsize=1024)
+def _lengths(prelude: bytes) -> tuple[int, int] | None:
+    """
+    What a prelude says: the length of the whole frame and of its headers. Many frames of
+    a stream have the same one.
+
+    :returns: None if its checksum is wrong, or the lengths are impossible.
+    """
+    total, headers_length, checksum = _PRELUDE.unpack(prelude)
+    if crc32(prelude[:8]) != checksum or not _lengths_are_possible(total, headers_length):
+        return None
+    return total, headers_length
 
 
 class Decoder:
@@ -361,6 +376,9 @@ class FrameScanner:
 
         :returns: the wanted payloads that are complete now, in their order.
         """
+        if self.at_boundary and self._is_unwanted(data):
+            self.frames += 1
+            return []
         payloads: list[bytes] = []
         if self.desynced or not data:
             return payloads
@@ -383,13 +401,12 @@ class FrameScanner:
         selection = self._selection
         frames = 0
         while size - position >= 12:
-            total, headers_length, checksum = _PRELUDE.unpack_from(data, position)
-            if crc32(data[position : position + 8]) != checksum or not _lengths_are_possible(
-                total, headers_length
-            ):
+            lengths = _lengths(data[position : position + 12])
+            if lengths is None:
                 self.frames += frames
                 self._desync()
                 return payloads
+            total, headers_length = lengths
             end = position + total
             if selection is not None:
                 start = position + 12 + headers_length
@@ -420,6 +437,16 @@ class FrameScanner:
         self._partial = data[position:]
         self.at_boundary = not self._partial
         return payloads
+
+    def _is_unwanted(self, data: bytes) -> bool:
+        """Is it exactly one frame whose payload nobody wants? Most pieces are."""
+        if len(data) < _OVERHEAD:
+            return False
+        lengths = _lengths(data[:12])
+        if lengths is None or lengths[0] != len(data):
+            return False
+        selection = self._selection
+        return selection is None or selection.known.get(data[12 : 12 + lengths[1]]) is False
 
     # The payload of a wanted frame that is not in one piece, or too long for one.
     # _left is what was to come of the frame before the piece that is taken.

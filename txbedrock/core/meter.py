@@ -17,7 +17,7 @@ from binascii import a2b_base64
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -131,6 +131,7 @@ class _Reading(Meter):
         self._scanner = scanner
         self._readable = readable
         self._inflate = inflate
+        self._pieces: list[bytes] = []  # of what is read when it is whole
 
     def feed(self, data: bytes) -> None:
         if self._stopped:
@@ -203,10 +204,6 @@ class _Body(_Reading):
 
     _size = 0
     _excerpt: Excerpt | None = None
-
-    def __init__(self, tally: Tally, readable: Readable, inflate: _Inflate | None) -> None:
-        super().__init__(tally, readable, inflate)
-        self._pieces: list[bytes] = []
 
     def _read(self, data: bytes) -> None:
         if self._excerpt is not None:
@@ -400,7 +397,6 @@ class _Lines(_Reading):
 
     def __init__(self, tally: Tally, readable: Readable, inflate: _Inflate | None) -> None:
         super().__init__(tally, readable, inflate)
-        self._pieces: list[bytes] = []  # of a line that has not ended
         self._first: list[bytes] = []
         self._last: deque[bytes] = deque(maxlen=_LAST)
 
@@ -635,7 +631,7 @@ def meter_for(
     tally = Tally()
     plan = _PLANS.get((operation.service, operation.name))
     for name, value in headers:
-        told = _TOLD_BY_HEADERS.get(name.lower())
+        told = _told_by(name)
         if told is None:
             continue
         if told == "type":
@@ -702,6 +698,12 @@ _TOLD_BY_HEADERS = {
     b"x-amzn-bedrock-service-tier": "tier",
     b"x-amzn-bedrock-performanceconfig-latency": "latency",
 }
+
+
+@lru_cache(maxsize=256)
+def _told_by(name: bytes) -> str | None:
+    """What a header tells; they are written in the same few ways."""
+    return _TOLD_BY_HEADERS.get(name.lower())
 
 
 def _read_header(told: str, name: bytes, value: bytes, tally: Tally) -> None:

@@ -443,8 +443,10 @@ class Journal:
         """The last line; there to be written over."""
 
         self._fd = -1
-        self._number = 0
-        self._offset = 0
+        self.segment = 0
+        """The one that is written to."""
+        self.offset = 0
+        """Bytes in it so far."""
         self._opened_at = 0.0
         # Of the segments before the one that is written to, and of the adopted.
         self._other_bytes = 0
@@ -462,12 +464,12 @@ class Journal:
     @property
     def position(self) -> Position:
         """After the last line that was written."""
-        return Position(self._number, self._offset)
+        return Position(self.segment, self.offset)
 
     @property
     def bytes(self) -> int:
         """On disk and not yet in the database, with what was adopted."""
-        return self._other_bytes + self._offset
+        return self._other_bytes + self.offset
 
     @property
     def full(self) -> bool:
@@ -581,15 +583,15 @@ class Journal:
         except UnicodeEncodeError:
             entry = storable(entry)
             _encode_into(entry, line)
-        # Looking for one byte is much cheaper than for six.
-        if len(line) > _LONG_LINE or (b"\\" in line and b"\\u0000" in line):
+        # Looking for one byte is much cheaper than for six, and "in" would make an error first.
+        if len(line) > _LONG_LINE or (line.find(b"\\") >= 0 and b"\\u0000" in line):
             entry = storable(entry)
             _encode_into(entry, line)
         line += b"\n"
         size = len(line)
-        if self._other_bytes + self._offset + size > self._hard_bytes:
+        if self._other_bytes + self.offset + size > self._hard_bytes:
             raise JournalFull(f"{self.directory}: holds more than {self._max_bytes} bytes")
-        if self._offset >= self._segment_bytes or self._torn:
+        if self.offset >= self._segment_bytes or self._torn:
             self._rotate()
         try:
             written = os.write(self._fd, line)
@@ -600,7 +602,7 @@ class Journal:
             if error.errno == errno.EFBIG:
                 self._torn = True
             raise self._failed(error, "write to") from error
-        self._offset += size
+        self.offset += size
         self._dirty = True
         if self._failure is not None:
             self._mended()
@@ -609,7 +611,7 @@ class Journal:
     def forget(self, before: Position) -> None:
         """Everything that was appended before a position is in the database."""
         self._committed = before
-        self._to_remove += self.folder.forget(before, keep=self._number)
+        self._to_remove += self.folder.forget(before, keep=self.segment)
         self._count()
 
     def forget_adopted(self, folder: Folder, before: Position) -> None:
@@ -633,7 +635,7 @@ class Journal:
         if self._fd >= 0:
             if self._failure is not None:
                 self._probe()
-            if self._offset and self._now() - self._opened_at >= self._segment_age_s:
+            if self.offset and self._now() - self._opened_at >= self._segment_age_s:
                 self._rotate()
                 self.forget(self._committed)
         if not (self._dirty or self._to_close or self._to_remove or self._new_names):
@@ -685,8 +687,8 @@ class Journal:
         if self._fd >= 0:
             # Only housekeeping closes: it may be in the middle of flushing it.
             self._to_close.append(self._fd)
-            self.folder.sizes[self._number] = self._offset
-        self._fd, self._number, self._offset = fd, number, 0
+            self.folder.sizes[self.segment] = self.offset
+        self._fd, self.segment, self.offset = fd, number, 0
         self.folder.sizes[number] = 0
         self._opened_at = self._now()
         self._torn = False
@@ -694,12 +696,12 @@ class Journal:
         self._count()
 
     def _count(self) -> None:
-        own = sum(size for number, size in self.folder.sizes.items() if number != self._number)
+        own = sum(size for number, size in self.folder.sizes.items() if number != self.segment)
         self._other_bytes = own + sum(folder.bytes for folder in self.adopted)
 
     def _rotate(self) -> None:
         try:
-            self._begin(self._number + 1)
+            self._begin(self.segment + 1)
         except OSError as error:
             if self._torn:
                 raise self._failed(error, "make a segment in") from error
@@ -713,7 +715,7 @@ class Journal:
     def _take_back(self) -> None:
         """Remove what a failed write has left, or else never write there again."""
         try:
-            os.ftruncate(self._fd, self._offset)
+            os.ftruncate(self._fd, self.offset)
         except OSError:
             self._torn = True
 
@@ -721,9 +723,9 @@ class Journal:
         """Can it be written to again?"""
         try:
             if self._torn:
-                self._begin(self._number + 1)
+                self._begin(self.segment + 1)
             written = os.write(self._fd, _PROBE)
-            os.ftruncate(self._fd, self._offset)
+            os.ftruncate(self._fd, self.offset)
         except OSError:
             self._take_back()
             return

@@ -72,6 +72,7 @@ from txbedrock.storage.database import (
     Contention,
     Database,
     DatabaseUnavailable,
+    Duplicate,
     Rows,
     Unstorable,
 )
@@ -158,7 +159,8 @@ class Ledger(Service):
         self._stop_timeout_s = stop_timeout_s
         self._now = wall_clock
 
-        self._fresh: deque[tuple[LedgerEntry, Position]] = deque()
+        # Each with the segment and the offset after it.
+        self._fresh: deque[tuple[LedgerEntry, int, int]] = deque()
         self._stranded: deque[LedgerEntry] = deque()
         self._behind = False
         self._behind_us = 0  # when the oldest of those behind ended, or a little before
@@ -315,15 +317,16 @@ class Ledger(Service):
         :raises JournalError: it is not, but it is in memory and the database gets
             it if nothing else happens.
         """
+        journal = self._journal
         try:
-            entry = self._journal.append(entry)
+            entry = journal.append(entry)
         except JournalError:
             self._strand(entry)
             raise
         self._recorded += 1
         if self._behind:
             return
-        self._fresh.append((entry, self._journal.position))
+        self._fresh.append((entry, journal.segment, journal.offset))
         queued = len(self._fresh)
         if queued > self._max_queued:
             self._fall_behind()
@@ -499,8 +502,8 @@ class Ledger(Service):
             count = min(len(self._fresh), self._batch_entries)
             taken = [self._fresh.popleft() for _ in range(count)]
             if taken:
-                self._taken = taken[-1][1]
-            return _Hand([entry for entry, _ in taken], self._taken)
+                self._taken = Position(*taken[-1][1:])
+            return _Hand([entry for entry, *_ in taken], self._taken)
         batch = await self._read(self._journal.folder.span(self._taken, self._journal.position))
         self._taken = batch.end
         if batch.entries:
@@ -562,26 +565,27 @@ class Ledger(Service):
 
     async def _insert(self, entries: Sequence[LedgerEntry]) -> None:
         unique = {entry.request_id: entry for entry in reversed(entries)}
+        if self._database.dialect == "sqlite":
+            try:
+                async with self._database.transaction() as connection:
+                    await _add_to_sqlite(connection, list(unique.values()))
+            except Duplicate:
+                # Nothing was done. It is rare enough not to ask before.
+                async with self._database.transaction() as connection:
+                    known = await self._known(connection, unique)
+                    new = [entry for key, entry in unique.items() if key not in known]
+                    if new:
+                        await _add_to_sqlite(connection, new)
+            return
         async with self._database.transaction() as connection:
-            if self._database.dialect == "sqlite":
-                known = await self._known(connection, unique)
-                new = [entry for key, entry in unique.items() if key not in known]
-                if new:
-                    sqlite = statements.sqlite_entries(connection)
-                    await sqlite.insert(Rows(len(COLUMNS), map(_row_of, new)))
-                    tags = _tags_of(new)
-                    if tags:
-                        await sqlite.tag(Rows(3, tags))
-                    await sqlite.add(Rows(13, _totals_of(new)))
-            else:
-                postgres = statements.postgres_entries(connection)
-                lines = b",".join([encode(entry) for entry in unique.values()])
-                new = [unique[key] for key in await postgres.insert(f"[{lines.decode()}]")]
-                if new:
-                    tags = _tags_of(new)
-                    if tags:
-                        await postgres.tag(_json(tags).decode())
-                    await postgres.add(_json(_totals_of(new)).decode())
+            postgres = statements.postgres_entries(connection)
+            lines = b",".join([encode(entry) for entry in unique.values()])
+            new = [unique[key] for key in await postgres.insert(f"[{lines.decode()}]")]
+            if new:
+                tags = _tags_of(new)
+                if tags:
+                    await postgres.tag(_json(tags).decode())
+                await postgres.add(_json(_totals_of(new)).decode())
 
     async def _known(self, connection: AsyncConnection, ids: Iterable[str]) -> set[str]:
         """Which of these request ids the database has."""
@@ -710,7 +714,7 @@ class Ledger(Service):
         hand = self._hand
         if hand is not None:
             entries += hand.entries
-        entries += [entry for entry, _ in self._fresh]
+        entries += [entry for entry, *_ in self._fresh]
         if self._behind:
             spans.append(self._journal.folder.span(self._taken, self._journal.position))
         for folder in self._journal.adopted:
@@ -812,6 +816,16 @@ def _amounts(entry: LedgerEntry) -> tuple[int, ...]:
     )
 
 
+async def _add_to_sqlite(connection: AsyncConnection, entries: Sequence[LedgerEntry]) -> None:
+    """:raises Duplicate: one of them is there already."""
+    sqlite = statements.sqlite_entries(connection)
+    await sqlite.insert(Rows(len(COLUMNS), map(_row_of, entries)))
+    tags = _tags_of(entries)
+    if tags:
+        await sqlite.tag(Rows(3, tags))
+    await sqlite.add(Rows(13, _totals_of(entries)))
+
+
 def _row_of(entry: LedgerEntry) -> list[Any]:
     row = list(msgspec.structs.astuple(entry))
     row[_TAGS] = _json(entry.tags).decode() if entry.tags else "[]"
@@ -837,22 +851,47 @@ def _tags_of(entries: Iterable[LedgerEntry]) -> list[tuple[str, int, str]]:
 
 def _totals_of(entries: Iterable[LedgerEntry]) -> list[tuple[str | int, ...]]:
     """Rows of the running totals, in the order in which every process writes them."""
-    sums: dict[tuple[str, str, int], list[str | int]] = {}
+    # Most of a batch are of a few kinds that count for the same: first those are summed up.
+    kinds: dict[tuple[object, ...], tuple[LedgerEntry, list[int]]] = {}
+    labels: dict[str, str] = {}
     for entry in entries:
-        day, amounts = entry.started_us // DAY_US, _amounts(entry)
-        # Most of them are zero.
-        added = [(index, amount) for index, amount in enumerate(amounts, 1) if amount]
+        of = (
+            entry.started_us // DAY_US,
+            entry.key_hash,
+            entry.user_id,
+            entry.team_id,
+            entry.end_user,
+            entry.model_name,
+            entry.model_id,
+            entry.deployment,
+            entry.tags,
+        )
+        known = kinds.get(of)
+        if known is None:
+            kinds[of] = entry, [*_amounts(entry)]
+        else:
+            _add(known[1], _amounts(entry))
+        if entry.key_alias:
+            labels[entry.key_hash] = entry.key_alias
+    sums: dict[tuple[str, str, int], list[int]] = {}
+    for entry, amounts in kinds.values():
+        day = entry.started_us // DAY_US
         for kind, name in dimensions(entry):
-            key = (kind, name, day)
-            row: list[Any] | None = sums.get(key)
+            row = sums.get((kind, name, day))
             if row is None:
-                sums[key] = [entry.key_alias if kind == "key" else "", *amounts]
-                continue
-            for index, amount in added:
-                row[index] += amount
-            if kind == "key" and entry.key_alias:
-                row[0] = entry.key_alias
-    return [(*key, *sums[key]) for key in sorted(sums)]
+                sums[kind, name, day] = amounts.copy()
+            else:
+                _add(row, amounts)
+    return [
+        (*key, labels.get(key[1], "") if key[0] == "key" else "", *sums[key])
+        for key in sorted(sums)
+    ]
+
+
+def _add(sums: list[int], amounts: Sequence[int]) -> None:
+    for index, amount in enumerate(amounts):
+        if amount:  # Most are zero.
+            sums[index] += amount
 
 
 def _day_name(day: int) -> str:
