@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import msgspec
 from twisted.logger import Logger
 
 from txbedrock.core.auth import Principal
@@ -44,7 +45,9 @@ class Accounts:
     Settles exchanges: each exactly once, whatever ended it.
 
     :param prices: may be replaced while the gateway runs.
-    :param logs: who keeps the records, in this order.
+    :param kept: who has the record of an exchange before its client has the whole answer, in
+        this order.
+    :param told: who has it after that.
     :param wall_clock: POSIX seconds.
     """
 
@@ -53,12 +56,14 @@ class Accounts:
     def __init__(
         self,
         prices: PriceTable,
-        logs: Sequence[IExchangeLog],
+        kept: Sequence[IExchangeLog],
+        told: Sequence[IExchangeLog] = (),
         *,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.prices = prices
-        self._logs = logs
+        self._kept = kept
+        self._told = told
         self._now = wall_clock
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
 
@@ -162,7 +167,14 @@ class Accounts:
         if costs.picousd is None:
             self._report(record, costs)
         record.entry = self._entry(record, record.usage or _UNKNOWN_USAGE, costs)
-        for log in self._logs:
+        self._give(record, self._kept)
+
+    def tell(self, record: ExchangeRecord) -> None:
+        """Hand an exchange that is settled to those for whom nobody has to wait."""
+        self._give(record, self._told)
+
+    def _give(self, record: ExchangeRecord, logs: Sequence[IExchangeLog]) -> None:
+        for log in logs:
             try:
                 log.record(record)
             except Exception:
@@ -176,7 +188,7 @@ class Accounts:
         :param choice: where it was made.
         """
         record.lost += 1
-        attempt = replace(
+        attempt = msgspec.structs.replace(
             record,
             request=replace(record.request, id=f"{record.request.id}-{record.lost}"),
             choice=choice,
@@ -194,6 +206,7 @@ class Accounts:
             duration_s=self._now() - record.request.received,
         )
         self.settle(attempt)
+        self.tell(attempt)
 
     def _report(self, record: ExchangeRecord, costs: Cost) -> None:
         choice = record.choice

@@ -168,41 +168,36 @@ class Gateway:
         record: ExchangeRecord,
     ) -> None:
         """Carry a request, and record it whatever becomes of it."""
+        request = record.request
         self.in_flight += 1
         try:
-            await self._settled(carrying, downstream, record)
+            try:
+                close = await carrying
+            except ProxyError as error:
+                close = self._refuse(error, downstream, record)
+            except CancelledError:
+                record.outcome, record.fault = Outcome.CLIENT_GONE, Fault.CLIENT
+                record.maybe_billed = bool(record.attempts)
+                close = _nothing
+            except Exception:
+                self._log.failure("exchange {id} failed", id=request.id)
+                close = self._refuse(
+                    InternalError("The gateway failed to carry this request."), downstream, record
+                )
+            # The record first: an answer that a client got whole is always in the ledger.
+            record.duration_s = self._now() - request.received
+            self._accounts.settle(record)
+            self._give_back(record)
+            try:
+                close()
+            finally:
+                self._accounts.tell(record)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
                 waiting, self._waiting = self._waiting, []
                 for waiter in waiting:
                     waiter.callback(None)
-
-    async def _settled(
-        self,
-        carrying: Awaitable[Callable[[], None]],
-        downstream: IDownstream,
-        record: ExchangeRecord,
-    ) -> None:
-        request = record.request
-        try:
-            close = await carrying
-        except ProxyError as error:
-            close = self._refuse(error, downstream, record)
-        except CancelledError:
-            record.outcome, record.fault = Outcome.CLIENT_GONE, Fault.CLIENT
-            record.maybe_billed = bool(record.attempts)
-            close = _nothing
-        except Exception:
-            self._log.failure("exchange {id} failed", id=request.id)
-            close = self._refuse(
-                InternalError("The gateway failed to carry this request."), downstream, record
-            )
-        # The record first: an answer that a client got whole is always on it.
-        record.duration_s = self._now() - request.received
-        self._accounts.settle(record)
-        self._give_back(record)
-        close()
 
     def _give_back(self, record: ExchangeRecord) -> None:
         """What was reserved and not used."""
@@ -325,8 +320,15 @@ class Gateway:
         record.meter, record.error, record.fault = None, "", None
         record.upstream_status, record.upstream_request_id = 0, ""
         try:
-            response = await self._answer(request, match, identity, record, course)
-            choice = record.choice
+            attempt = self._attempt(request, match, choice, identity, record, course)
+            after_s = course.hedge_after()
+            if after_s is None:
+                response = await attempt
+            else:
+                response = await self._race(
+                    attempt, after_s, request, match, identity, record, course
+                )
+                choice = record.choice
             record.first_byte_s = self._now() - request.received
             record.upstream_status = response.status
             record.upstream_request_id = _text(header(response.headers, b"x-amzn-requestid"))
@@ -397,21 +399,17 @@ class Gateway:
             response = await self._upstream.send(signed)
         return response
 
-    async def _answer(
+    async def _race(
         self,
+        first: Coroutine[Any, Any, IUpstreamResponse],
+        after_s: float,
         request: InboundRequest,
         match: Match,
         identity: Identity,
         record: ExchangeRecord,
         course: Course,
     ) -> IUpstreamResponse:
-        """The head of the answer; where it is wanted, the better one of two attempts."""
-        choice = record.choice
-        assert choice is not None
-        first = self._attempt(request, match, choice, identity, record, course)
-        after_s = course.hedge_after()
-        if after_s is None:
-            return await first
+        """The better one of two attempts, of which the second is made if the first is slow."""
         beside: Course | None = None
 
         def second() -> Coroutine[Any, Any, IUpstreamResponse] | None:

@@ -516,8 +516,7 @@ class IMeter(Protocol):
         """Of what has been seen, whole or not."""
 
 
-@dataclass(slots=True)
-class ExchangeRecord:
+class ExchangeRecord(msgspec.Struct, eq=False):
     """What there is to say about an exchange when it is over."""
 
     request: InboundRequest
@@ -580,6 +579,9 @@ class ExchangeRecord:
     duration_s: float = 0.0
     entry: LedgerEntry | None = None
     """As it is charged; None until the exchange is settled."""
+
+    # Not all that a client sent.
+    __repr__ = object.__repr__
 
 
 class Probed(NamedTuple):

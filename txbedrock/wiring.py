@@ -119,7 +119,8 @@ def build(
     )
     lines = RefusalLog(_access_log(observer), reactor)
     kept_in = [] if kept is None else [InLedger(kept.ledger)]
-    accounts = Accounts(load_prices(settings.price_file), [*kept_in, metrics, *(logs or [lines])])
+    told = [metrics, *(logs or [lines])]
+    accounts = Accounts(load_prices(settings.price_file), kept_in, told)
     limiter = Limiter(
         None if kept is None else kept.ledger,
         reactor,

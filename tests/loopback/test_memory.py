@@ -408,5 +408,10 @@ class UploadTests(MemoryTestCase):
         self.assertEqual(len(expected), 50)
         self.assertEqual(sorted(sandbox.hashes), sorted(expected))
         self.assertLess(growth, 150 * MB)
-        lengths = [line.get("bytes_up") for line in self.lines()]
-        self.assertEqual(lengths.count(UPLOAD_BYTES), 50)
+
+        def logged() -> int:
+            return [line.get("bytes_up") for line in self.lines()].count(UPLOAD_BYTES)
+
+        # A line is written when the client has its answer.
+        await until(lambda: logged() >= 50)
+        self.assertEqual(logged(), 50)
