@@ -2,7 +2,15 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txbedrock.core.headers import downstream_headers, header, signed_headers, upstream_headers
+from txbedrock.core.headers import (
+    downstream_headers,
+    first_values,
+    header,
+    read_answer,
+    signed_headers,
+    to_upstream,
+    upstream_headers,
+)
 
 
 class UpstreamTests(SynchronousTestCase):
@@ -93,6 +101,30 @@ class DownstreamTests(SynchronousTestCase):
                 framing = [(b"connection", value) for value in values]
                 self.assertEqual(downstream_headers(framing + headers), headers[1:])
 
+    def test_read(self) -> None:
+        """Those that were read here are sorted as they are read, to the same end."""
+        lines = [
+            b"Date: today",
+            b"Connection: keep-alive",
+            b"Content-Length: 1",
+            b"Set-Cookie: a=1",
+            b"set-cookie: b=2",
+            b"x-close: c:  d",
+        ]
+        for _ in range(2):
+            headers = read_answer(lines)
+            assert headers is not None
+            pairs = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+            self.assertEqual(headers, pairs)
+            self.assertEqual(downstream_headers(headers), downstream_headers(pairs))
+            self.assertEqual(first_values(headers), first_values(pairs))
+
+    def test_not_read(self) -> None:
+        """Where a line decides about others, or is an odd one, each is looked at."""
+        for line in (b"Connection: x-hop", b"a:b", b"a: b\nc", b"a: ", b" a: b", b""):
+            for _ in range(2):
+                self.assertIsNone(read_answer([b"X-Hop: 1", line]), line)
+
 
 class SelectionTests(SynchronousTestCase):
     """Looking headers up."""
@@ -116,6 +148,22 @@ class SelectionTests(SynchronousTestCase):
                 (b"x-amz-user-agent", b"u"),
             ],
         )
+
+    def test_signed_of_those_that_go_up(self) -> None:
+        """What does not go up is not signed."""
+        headers = [
+            (b"Host", b"h"),
+            (b"X-Amz-Date", b"d"),
+            (b"Accept", b"a"),
+            (b"Content-Type", b"c"),
+            (b"Connection", b"close, X-Amzn-Hop"),
+            (b"x-amzn-hop", b"1"),
+            (b"X-Amzn-Key", b"k"),
+            (b"X-Amzn-Trace", b"t"),
+        ]
+        kept, signed = to_upstream(headers, b"x-amzn-key")
+        self.assertEqual(signed, [headers[3], headers[7]])
+        self.assertEqual(kept, [headers[2], *signed])
 
     def test_header(self) -> None:
         """The first of a name counts, whatever its case."""

@@ -664,7 +664,7 @@ class Channel(Protocol):
         framed = (
             status in (204, 304)
             or request.method == b"HEAD"
-            or lines.find(b"\nContent-Length: ") > 0
+            or lines.rfind(b"\nContent-Length: ") > 0
             or lines.lower().find(b"\ncontent-length: ") > 0
         )
         if self.site.draining:

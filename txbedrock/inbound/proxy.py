@@ -66,6 +66,51 @@ class Downstream:
             self._request.unregisterProducer()
 
 
+class _Serving:
+    """
+    Runs a coroutine as ``Deferred.fromCoroutine`` does, at a quarter of the price: in no
+    context of its own, and for nobody who waits for its end.
+
+    :param failed: called with what it raised, and the request.
+    """
+
+    __slots__ = ("_coroutine", "_failed", "_request", "_waiting")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        failed: Callable[[Failure, Request], None],
+        request: Request,
+    ) -> None:
+        self._coroutine = coroutine
+        self._failed = failed
+        self._request = request
+        self._waiting: Deferred[Any] | None = None
+
+    def go_on(self, result: object = None) -> None:
+        """
+        :param result: of what it has waited for; a Failure is raised in it.
+        """
+        try:
+            waiting: Deferred[Any]
+            if isinstance(result, Failure):
+                waiting = result.throwExceptionIntoGenerator(self._coroutine)
+            else:
+                waiting = self._coroutine.send(result)
+        except StopIteration:
+            return
+        except BaseException:
+            self._failed(Failure(), self._request)
+            return
+        self._waiting = waiting
+        waiting.addBoth(self.go_on)
+
+    def cancel(self) -> None:
+        """Cancel what it waits for."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+
 class ProxyResource(Resource):
     """
     Hands a request to the exchange and cancels it when the client leaves.
@@ -89,11 +134,11 @@ class ProxyResource(Resource):
     def render(self, request: Request) -> int:
         # Nearly always it is at hand, and nothing but the exchange itself is left to last.
         at_hand = request.content.ended()
-        serving = Deferred.fromCoroutine(
-            self._exchange(request) if at_hand else self._serve(request)
+        serving = _Serving(
+            self._exchange(request) if at_hand else self._serve(request), self._failed, request
         )
         request.when_lost(serving.cancel)
-        serving.addErrback(self._failed, request)
+        serving.go_on()
         return NOT_DONE_YET
 
     async def _serve(self, request: Request) -> None:

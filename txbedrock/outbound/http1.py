@@ -38,7 +38,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
-from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
+from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed, read_answer
 from txbedrock.writing import write_now
 
 __all__ = ["Chunks", "Connection", "Owner", "Request", "Response", "collected", "listed"]
@@ -588,7 +588,7 @@ class Chunks:
         return len(data) - end
 
 
-_Head = tuple[bool, int, bytes, HeaderList]
+_Head = tuple[bool, int, bytes, Indexed]
 """Of an answer: whether it is HTTP/1.1, not 1.0; its status, phrase and headers."""
 
 
@@ -646,17 +646,9 @@ def _plain_head(data: bytes) -> _Head | None:
     status = _status(lines[0])
     if status is None:
         return None
-    headers = _ReadHeaders()
-    first = headers.first
-    known = _lines
-    for line in lines[1:-2]:
-        read = known[line]
-        if read is None:
-            return None
-        pair, lower = read
-        headers.append(pair)
-        if lower not in first:
-            first[lower] = pair[1]
+    headers = read_answer(lines[1:-2])
+    if headers is None:
+        return None
     newer, code, phrase = status
     return newer, code, phrase, headers
 
@@ -665,39 +657,6 @@ def _plain_head(data: bytes) -> _Head | None:
 def _status(line: bytes) -> tuple[bool, int, bytes] | None:
     found = _STATUS_LINE.fullmatch(line)
     return found and (found[1] == b"1", int(found[2]), found[3] or b"")
-
-
-class _Lines(dict[bytes, tuple[tuple[bytes, bytes], bytes] | None]):
-    """
-    Lines of headers that were read: what they say, and the name in lower case. Most of an
-    answer's are those of the one before.
-    """
-
-    def __missing__(self, line: bytes) -> tuple[tuple[bytes, bytes], bytes] | None:
-        name, _, value = line.partition(b": ")
-        value = value.strip(b" \t")
-        read = None
-        if value and _LF not in line and _CR not in line and _TOKEN.fullmatch(name) is not None:
-            read = (name, value), name.lower()
-        if len(line) <= _LONGEST_KEPT:
-            if len(self) >= _MOST_LINES:
-                self.clear()
-            self[line] = read
-        return read
-
-
-_lines = _Lines()
-_MOST_LINES = 1024
-_LONGEST_KEPT = 256
-
-
-class _ReadHeaders(Indexed):
-    """Headers that are indexed as they are read."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        self.first = {}
 
 
 # Connections.
@@ -1005,19 +964,16 @@ class Connection(Protocol):
         length: int | None = None
         chunked = False
         keep = newer
-        for name, value in headers:
-            size = len(name)
-            # Three names matter here, and this tells nearly all others.
-            if size == 14:
-                if name.lower() == b"content-length":
-                    length = int(value)
-            elif size == 17:
-                if name.lower() == b"transfer-encoding":
-                    if chunked or value.lower() != b"chunked":
-                        raise ParseError("a transfer coding that nobody asked for", b"")
-                    chunked = True
-            elif size == 10 and keep and name.lower() == b"connection":
-                keep = value == b"keep-alive" or b"close" not in value.lower()
+        first = headers.first
+        if b"content-length" in first:
+            # llhttp takes no second one.
+            length = int(first[b"content-length"])
+        if b"transfer-encoding" in first:
+            if [value.lower() for value in _all(headers, b"transfer-encoding")] != [b"chunked"]:
+                raise ParseError("a transfer coding that nobody asked for", b"")
+            chunked = True
+        if keep and b"connection" in first:
+            keep = b"close" not in b",".join(_all(headers, b"connection")).lower()
         if chunked and length is not None:
             raise ParseError("an answer with two lengths", b"")
         told: int | object = UNKNOWN_LENGTH
@@ -1126,6 +1082,13 @@ class Connection(Protocol):
         elif response is not None:
             lost = Failure(_DataLoss("the answer broke off"))
             response.end(Failure(ResponseFailed([reason, lost], response)))
+
+
+def _all(headers: Indexed, wanted: bytes) -> list[bytes]:
+    """The values of a header."""
+    if len(headers) == len(headers.first):
+        return [headers.first[wanted]]
+    return [value for name, value in headers if name.lower() == wanted]
 
 
 def _check_lengths(head: bytes, before: int) -> None:

@@ -149,15 +149,21 @@ class Upstream:
         :raises UpstreamUnavailable: no connection, or it broke before the head.
         :raises UpstreamTimeout: no head within the request's limit.
         """
-        headers: Any = request.headers if self._exact else collected(request.headers)
-        answer: Deferred[Any] = self._client.request(
-            request.method.decode("ascii"),
-            request.url,
-            headers=headers,
-            data=request.body.producer(),
-            unbuffered=True,
-            allow_redirects=False,
-        )
+        client: Any = self._client
+        answer: Deferred[Any]
+        if self._exact:
+            answer = client.request(
+                request.method, request.url, headers=request.headers, data=request.body.producer()
+            )
+        else:
+            answer = client.request(
+                request.method.decode("ascii"),
+                request.url,
+                headers=collected(request.headers),
+                data=request.body.producer(),
+                unbuffered=True,
+                allow_redirects=False,
+            )
         limit_s = request.first_byte_timeout_s
         limit = self._limits.get(limit_s)
         if limit is None:
