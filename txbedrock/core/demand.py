@@ -16,7 +16,7 @@ import msgspec
 
 from .headers import HeaderList, first_values
 from .pricekeys import GUARDRAIL
-from .pricing import Price, cost
+from .pricing import Price, cost, tier_of
 from .usage import MAX_COUNT, READ_REQUESTS, Source, Tally, Usage, tier_name
 
 __all__ = ["Demand", "ModelSize", "ModelSizes", "TokenRatios"]
@@ -471,21 +471,19 @@ class Demand(msgspec.Struct, kw_only=True, eq=False):
             # What is heard or watched is billed otherwise.
             tokens, self.uncertain = 0, not units
         worst = -1
+        kinds = self._kinds(price)
         for tier, optimized in self._tiers(price):
-            for fresh, short, long in self._kinds(price):
-                usage = Usage(
-                    tokens * fresh,
-                    output,
-                    0,
-                    tokens * short,
-                    tokens * long,
-                    units,
-                    tier,
-                    optimized,
-                    "",
-                    _REQUEST,
-                )
-                picousd = cost(price, usage).picousd
+            name = tier_of(tier, optimized) if tier or optimized else ""
+            for kind in kinds:
+                fresh, short, long = tokens * kind[0], tokens * kind[1], tokens * kind[2]
+                picousd = None
+                if not units:
+                    picousd = price.of_tokens(name, fresh, output, 0, short, long)
+                if picousd is None:
+                    usage = Usage(
+                        fresh, output, 0, short, long, units, tier, optimized, "", _REQUEST
+                    )
+                    picousd = cost(price, usage).picousd
                 if picousd is not None and picousd > worst:
                     worst = picousd
         if worst <= 0:
@@ -499,20 +497,21 @@ class Demand(msgspec.Struct, kw_only=True, eq=False):
         """The tiers in which it may be charged."""
         if len(price.tiers) == 1:
             return _USUAL
-        given = self._given
-        tier, latency = given.service_tier, given.performanceConfig
-        if type(given.serviceTier) is dict:
-            tier = given.serviceTier.get("type")
+        given, headers = self._given, self.headers
+        tier, latency, further = given.service_tier, given.performanceConfig, given.serviceTier
+        first = None if headers is None else first_values(headers)
+        told = first is not None and (_TIER in first or _LATENCY in first)
+        if tier is None and latency is None and further is None and not told:
+            return _USUAL
+        if type(further) is dict:
+            tier = further.get("type")
         fast = type(latency) is dict and latency.get("latency") == "optimized"
-        headers = self.headers or []
-        first = first_values(headers)
-        if _TIER in first or _LATENCY in first:
-            for name, value in headers:
-                name = name.lower()
-                if name == _TIER:
-                    tier = value.strip().decode("ascii", "replace")
-                elif name == _LATENCY:
-                    fast = fast or value.strip().lower() == b"optimized"
+        for name, value in headers or ():
+            name = name.lower()
+            if name == _TIER:
+                tier = value.strip().decode("ascii", "replace")
+            elif name == _LATENCY:
+                fast = fast or value.strip().lower() == b"optimized"
         tier = tier_name(tier) if isinstance(tier, str) else ""
         return (*_USUAL, (tier, fast)) if tier or fast else _USUAL
 

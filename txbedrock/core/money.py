@@ -20,10 +20,10 @@ def picousd_as_usd(picousd: int) -> str:
 
     :returns: ``0.000308``; at least one digit after the point.
     """
-    sign = "-" if picousd < 0 else ""
-    whole, rest = divmod(abs(picousd), PICO)
-    digits = f"{rest:012d}".rstrip("0") or "0"
-    return f"{sign}{whole}.{digits}"
+    if picousd < 0:
+        return "-" + picousd_as_usd(-picousd)
+    whole, rest = divmod(picousd, PICO)
+    return f"{whole}.{str(PICO + rest)[1:].rstrip('0') or '0'}"
 
 
 def as_decimal(picousd: int) -> Decimal:

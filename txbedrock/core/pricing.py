@@ -32,6 +32,7 @@ __all__ = [
     "content_version",
     "cost",
     "is_billed",
+    "tier_of",
 ]
 
 Prices = tuple[tuple[str, int], ...]
@@ -176,6 +177,9 @@ class _Step:
     lacking: tuple[tuple[int, str], ...]
     """Which of the five have no price (and 0 above): number and name."""
 
+    plain: bool
+    """Whether input and output have one."""
+
     suffix: str
     """What a price of this step and tier is called after its kind."""
 
@@ -195,6 +199,9 @@ class Price:
 
     tiers: Mapping[str, tuple[_Step, ...]] = field(init=False, repr=False)
     """By tier, the step for the longest input first."""
+
+    timeless: Mapping[str, tuple[_Step, ...]] = field(init=False, repr=False)
+    """The same, unless time is billed: then nothing."""
 
     units: Mapping[str, tuple[int, int]] = field(init=False, repr=False)
     """By unit, where only one price can be meant: it, and for how many it is."""
@@ -224,14 +231,48 @@ class Price:
             hinted.add("searches")
         if "time" in billed_by:
             hinted.add("duration_ms")
+        tiers = _tiers(self.prices)
         for name, value in (
-            ("tiers", _tiers(self.prices)),
+            ("tiers", tiers),
+            ("timeless", {} if "time" in billed_by else tiers),
             ("images", images),
             ("billed_by", frozenset(billed_by)),
             ("hinted", frozenset(hinted)),
         ):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "units", _plain_units(self))
+
+    def of_tokens(
+        self, tier: str, fresh: int, output: int, read: int, short: int, long: int
+    ) -> int | None:
+        """
+        What tokens cost where nothing but tokens is billed.
+
+        :param tier: as in :attr:`tiers`.
+        :param short: written to a cache for five minutes; ``long``: for an hour.
+        :returns: None: it is not as simple as that, or a price is missing.
+        """
+        steps = self.timeless.get(tier)
+        if steps is None:
+            return None
+        length = fresh + read + short + long
+        for step in steps:
+            if length > step.above:
+                break
+        if length == fresh and step.plain:
+            return fresh * step.input + output * step.output
+        if step.lacking:
+            counts = (fresh, output, read, short, long)
+            for number, _ in step.lacking:
+                if counts[number]:
+                    return None
+        return (
+            fresh * step.input
+            + output * step.output
+            + read * step.cache_read
+            + short * step.cache_write_5m
+            + long * step.cache_write_1h
+        )
 
 
 class PriceTable:
@@ -413,27 +454,16 @@ def cost(price: Price | None, usage: Usage, request_hints: RequestHints | None =
         return NOT_BILLED
     if price is None:
         return Cost(None, "", _used(usage))
-    steps = price.tiers.get(_tier(usage) if usage.tier or usage.optimized else "")
-    if steps is None or "time" in price.billed_by:
-        return _in_detail(price, usage, request_hints)
-    fresh, read = usage.input_tokens, usage.cache_read_tokens
-    short, long = usage.cache_write_5m_tokens, usage.cache_write_1h_tokens
-    length = fresh + read + short + long
-    for step in steps:
-        if length > step.above:
-            break
-    picousd = (
-        fresh * step.input
-        + usage.output_tokens * step.output
-        + read * step.cache_read
-        + short * step.cache_write_5m
-        + long * step.cache_write_1h
+    picousd = price.of_tokens(
+        tier_of(usage.tier, usage.optimized) if usage.tier or usage.optimized else "",
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_5m_tokens,
+        usage.cache_write_1h_tokens,
     )
-    if step.lacking:
-        counts = (fresh, usage.output_tokens, read, short, long)
-        for number, _ in step.lacking:
-            if counts[number]:
-                return _in_detail(price, usage, request_hints)
+    if picousd is None:
+        return _in_detail(price, usage, request_hints)
     for unit, count in usage.units:
         known = price.units.get(unit)
         if known is None:
@@ -463,10 +493,11 @@ price for that), ``searches``, ``duration_ms`` and ``guardrail.*``."""
 _TIER_OF = {"default": "", "standard": "", "batches": "batch", "optimized": "ultrafast"}
 
 
-def _tier(usage: Usage) -> str:
-    tier = usage.tier.lower()
+def tier_of(tier: str, optimized: bool) -> str:
+    """What a tier of :class:`Usage` is called among prices. See Note [Which rate]."""
+    tier = tier.lower()
     tier = _TIER_OF.get(tier, tier)
-    if usage.optimized:
+    if optimized:
         return "ultrafast" if tier in ("", "ultrafast") else f"{tier}.ultrafast"
     return tier
 
@@ -536,7 +567,7 @@ def _in_detail(price: Price, usage: Usage, hints: RequestHints | None) -> Cost:
 
 def _step(price: Price, usage: Usage, tokens: Mapping[str, int]) -> tuple[_Step | None, str]:
     """The prices of a tier and context, and what their names end with."""
-    tier = _tier(usage)
+    tier = tier_of(usage.tier, usage.optimized)
     steps = price.tiers.get(tier)
     if steps is None:
         return None, f".{tier}"
@@ -566,7 +597,7 @@ def _tokens(usage: Usage) -> dict[str, int]:
 
 def _used(usage: Usage) -> tuple[str, ...]:
     """Everything that was used, by the names of the prices that it needs."""
-    tier = _tier(usage)
+    tier = tier_of(usage.tier, usage.optimized)
     used = [f"{kind}.{tier}" if tier else kind for kind in _tokens(usage)]
     used += [
         _PLAIN_UNITS.get(unit, (unit, 1))[0]
@@ -703,6 +734,7 @@ def _step_of(above: int, tier: str, prices: Mapping[str, int]) -> _Step:
             for number, kind in enumerate(TOKEN_KINDS[:5])
             if kind not in prices
         ),
+        plain="input" in prices and "output" in prices,
         suffix=suffix,
         prices=prices,
     )
