@@ -740,6 +740,21 @@ class AnswerTests(Http1TestCase):
         self.assertEqual(answer.body, b"first" + b"z" * sum(sizes))
         self.assertIn(b"first", self.peer.wire.writes[0])
 
+    def test_writer(self) -> None:
+        """What a stream is written with: an event of no bytes is not the end of it."""
+
+        def respond(request: Request) -> None:
+            self.assertEqual(request.writer, request.write)
+            request.head(200, b"OK", [], b"first")
+            write = request.writer
+            write(b"")
+            write(b"second")
+            request.finish()
+
+        self.assertEqual(self.ask(respond).body, b"firstsecond")
+        head = GET.replace(b"GET", b"HEAD")
+        self.assertEqual(self.ask(respond, head).body, b"")
+
     def test_empty(self) -> None:
         """Nothing at all is an empty answer."""
         self.assertEqual(self.ask(lambda request: request.finish()).body, b"")

@@ -878,6 +878,45 @@ class ChunksTests(SynchronousTestCase):
 class MemoryTests(SynchronousTestCase):
     """A connection without a socket."""
 
+    def test_chunks(self) -> None:
+        """A piece that looks like a chunk is one only where a chunk can begin."""
+        alike = chunk(b"abcde")
+        cases = (
+            ([alike, alike], b"abcdeabcde"),
+            # In a chunk, after the first byte of one, where one ends.
+            ([alike, b"14\r\n", alike, alike, b"\r\n"], b"abcde" + alike * 2),
+            ([alike, b"1", alike, b"z" * 14, b"\r\n"], b"abcde" + b"abcde\r\n" + b"z" * 14),
+            ([alike, alike[:-1], b"\n", alike], b"abcde" * 3),
+            ([alike, alike[:-2], b"\r", b"\n", alike], b"abcde" * 3),
+            # Of another length than it says, and without its end.
+            ([alike, b"5\r\nabcdefg", alike], None),
+            ([alike, b"5\r\nabcdeXY", alike], None),
+            ([alike, alike[:-2], alike], None),
+            # Among the trailers.
+            ([alike, b"0\r\n", alike], None),
+        )
+        for pieces, expected in cases:
+            self.assertEqual(self.received(pieces), expected, pieces)
+
+    def received(self, pieces: list[bytes]) -> bytes | None:
+        """The body that comes of pieces and an end; None: it is refused."""
+
+        class Owner:
+            def released(self, connection: Connection) -> None: ...
+
+            def lost(self, connection: Connection) -> None: ...
+
+        connection = Connection(Owner())
+        connection.makeConnection(StringTransport())
+        receiver = Receiver()
+        answer = connection.send(Request(b"GET", b"http://h/", b"/", HOST, None))
+        connection.dataReceived(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.successResultOf(answer).deliverBody(receiver)
+        for piece in (*pieces, b"0\r\n", b"A: b\r\n", b"\r\n"):
+            connection.dataReceived(piece)
+        assert receiver.reason is not None
+        return receiver.body if receiver.reason.check(ResponseDone) else None
+
     def test_interfaces(self) -> None:
         """It is what Twisted takes it for."""
         from twisted.internet.interfaces import IHandshakeListener, IProtocol

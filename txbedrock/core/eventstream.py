@@ -376,9 +376,14 @@ class FrameScanner:
 
         :returns: the wanted payloads that are complete now, in their order.
         """
-        if self.at_boundary and self._is_unwanted(data):
-            self.frames += 1
-            return []
+        if self.at_boundary and len(data) >= _OVERHEAD:
+            # Is it exactly one frame whose payload nobody wants? Most pieces are.
+            lengths = _lengths(data[:12])
+            if lengths is not None and lengths[0] == len(data):
+                selection = self._selection
+                if selection is None or selection.known.get(data[12 : 12 + lengths[1]]) is False:
+                    self.frames += 1
+                    return []
         payloads: list[bytes] = []
         if self.desynced or not data:
             return payloads
@@ -437,16 +442,6 @@ class FrameScanner:
         self._partial = data[position:]
         self.at_boundary = not self._partial
         return payloads
-
-    def _is_unwanted(self, data: bytes) -> bool:
-        """Is it exactly one frame whose payload nobody wants? Most pieces are."""
-        if len(data) < _OVERHEAD:
-            return False
-        lengths = _lengths(data[:12])
-        if lengths is None or lengths[0] != len(data):
-            return False
-        selection = self._selection
-        return selection is None or selection.known.get(data[12 : 12 + lengths[1]]) is False
 
     # The payload of a wanted frame that is not in one piece, or too long for one.
     # _left is what was to come of the frame before the piece that is taken.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -683,10 +684,12 @@ class Channel(Protocol):
         write_now(self._tcp, b"%b\r\n%b" % (lines, data))
 
     def write(self, data: bytes) -> None:
+        if not data:
+            return  # As a chunk it would be the last.
         if not self._chunked:
             write_now(self._tcp, data)
         elif len(data) < _JOINED:
-            write_now(self._tcp, b"%x\r\n%b\r\n" % (len(data), data))
+            write_now(self._tcp, b"%b%b\r\n" % (_size_line(len(data)), data))
         else:
             self._tcp.writeSequence((b"%x\r\n" % len(data), data, b"\r\n"))
 
@@ -768,6 +771,12 @@ def _lines(status: int, phrase: bytes, headers: HeaderList) -> bytes:
         clean = [b" ".join(line.split(b"\n")).replace(b"\r", b" ") for line in lines]
         return b"\r\n".join(clean)
     return ended
+
+
+@lru_cache(maxsize=4096)
+def _size_line(size: int) -> bytes:
+    """What begins a chunk; the events of a stream have few sizes."""
+    return b"%x\r\n" % size
 
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")

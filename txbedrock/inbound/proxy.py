@@ -30,7 +30,7 @@ class Downstream:
     def __init__(self, request: Request) -> None:
         self._request = request
         # Called for each event of a stream: without a method of ours in between.
-        self.write = request.write
+        self.write = request.writer
 
     def head(
         self,
@@ -43,6 +43,7 @@ class Downstream:
         if length is not None and status not in (204, 304):
             headers = [*headers, (b"Content-Length", b"%d" % length)]
         self._request.head(status, phrase, headers, data)
+        self.write = self._request.writer
 
     def finish(self) -> None:
         self._request.finish()

@@ -299,6 +299,15 @@ class Request:
         elif data and not self._bodiless:
             self.channel.write(data)
 
+    @property
+    def writer(self) -> Callable[[bytes], None]:
+        """
+        What :meth:`write` comes down to from now on, for whoever writes each event of a
+        stream: not to be called when the answer is whole, or the client gone.
+        """
+        begun = self.startedWriting and not (self._bodiless or self.disconnected)
+        return self.channel.write if begun else self.write
+
     def head(self, status: int, phrase: bytes, headers: HeaderList, data: bytes = b"") -> None:
         """
         Send the head of the answer, and the first piece of it.

@@ -464,7 +464,8 @@ _GONE = Protocol()
 _sizes: dict[bytes, int] = {}
 _MOST_SIZES = 4096
 
-_LIKELY_ONE_BYTES = 8192
+# Their longest line: 15 digits.
+_LIKELY_LINE_BYTES = 17
 
 
 class Chunks:
@@ -475,9 +476,12 @@ class Chunks:
     a size. Trailers have to be well-formed, and go nowhere.
     """
 
-    __slots__ = ("_ending", "_in_trailers", "_left", "_rest")
+    __slots__ = ("_ending", "_in_trailers", "_left", "_rest", "between")
 
     def __init__(self) -> None:
+        self.between = True
+        """What comes next is the first byte of a chunk."""
+
         self._left = 0
         self._ending = False  # of a chunk, whose CR LF is to come
         self._in_trailers = False
@@ -496,15 +500,6 @@ class Chunks:
         if left > len(data):
             self._left = left - len(data)
             return b"", data, -1
-        if not left and len(data) < _LIKELY_ONE_BYTES:
-            # The commonest piece of a stream: a chunk.
-            size_line, _, chunk = data.partition(b"\r\n")
-            if (
-                _sizes.get(size_line) == len(chunk) - 2
-                and chunk[-2:] == b"\r\n"
-                and not (self._rest or self._ending or self._in_trailers)
-            ):
-                return chunk[:-2], b"", -1
         if self._rest:
             data, self._rest = self._rest + data, b""
         if self._in_trailers:
@@ -560,6 +555,7 @@ class Chunks:
             if at == size:
                 break
         self._left = left
+        self.between = not (left or self._rest or self._ending or self._in_trailers)
         if before:
             before += [data[start:stop] for start, stop in spans]
             return b"".join(before), tail, after
@@ -1013,13 +1009,19 @@ class Connection(Protocol):
         response, chunks = self._response, self._chunks
         assert response is not None
         assert chunks is not None
+        if chunks.between:
+            # The commonest piece of a stream: a chunk.
+            at = data.find(b"\r\n", 0, _LIKELY_LINE_BYTES)
+            if _sizes.get(data[:at]) == len(data) - at - 4 and data.endswith(b"\r\n"):
+                receiver = response.receiver
+                if receiver is None:
+                    response.take(data[at + 2 : -2])
+                else:
+                    receiver.dataReceived(data[at + 2 : -2])
+                return
         whole, part, after = chunks.feed(data)
         if whole:
-            receiver = response.receiver
-            if receiver is None:
-                response.take(whole)
-            else:
-                receiver.dataReceived(whole)
+            response.take(whole)
         if part:
             response.take(part)
         if after >= 0:

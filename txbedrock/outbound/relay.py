@@ -51,6 +51,7 @@ class Relay(Protocol):
         self._response = response
         self._length = response.length
         self._taker: ITaker | None = taker
+        self._write: Callable[[bytes], None] | None = taker.write
         self._observe = observe
         self._clock = clock
         self._seconds = clock.seconds
@@ -83,7 +84,7 @@ class Relay(Protocol):
         except CancelledError:
             # The client has left. Its transport asks for nothing any more, so
             # a relay that was paused would stay so.
-            self._taker = None
+            self._taker = self._write = None
             self._stop_timer()
             raise
         finally:
@@ -118,6 +119,7 @@ class Relay(Protocol):
     def hand_over(self, taker: ITaker) -> None:
         """From now on somebody else takes the body."""
         self._taker = taker
+        self._write = taker.write
         taker.register_producer(self)
 
     # What the upstream's connection calls.
@@ -133,23 +135,25 @@ class Relay(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._verdict is not None:
             return
-        self.relayed += len(data)
+        relayed = self.relayed = self.relayed + len(data)
         if not self._paused:
             self._since = self._seconds()
-        if self._taker is not None:
-            if self.relayed == self._length:
+        write = self._write
+        if write is not None:
+            if relayed == self._length:
                 # With it the client has the answer whole, which is not to be
                 # before the answer is on record.
                 self.held = data
             else:
-                self._taker.write(data)
-        if self._observe is not None:
+                write(data)
+        observe = self._observe
+        if observe is not None:
             try:
-                self._observe(data)
+                observe(data)
             except Exception:
                 self._log.failure("observing an answer failed; it is relayed on, unobserved")
                 self._observe = None
-        if self._max_bytes is not None and self.relayed >= self._max_bytes:
+        if self._max_bytes is not None and relayed >= self._max_bytes:
             self._give_up(Ending.CAPPED)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
