@@ -136,20 +136,41 @@ def _rounds(
         return
     found = results.rounds.setdefault(protocol, {one.name: [] for one in speaking})
     for one in speaking:
-        warm_up(bench, one, protocol)
+        if one.peer.paced:
+            warm_up(bench, one, protocol)
+        else:
+            one.stop()
     for number in range(results.effort.rounds):
         for one in speaking:
             found[one.name].append({})
         for name in loads:
             for one in speaking:
                 try:
-                    figures = FIGURES[name](bench, one, protocol)
+                    with _measurable(bench, one, protocol) as peer:
+                        figures = FIGURES[name](bench, peer, protocol)
                 except Failed as error:
                     results.failures.append(f"{name} of {one.name} over {protocol}: {error}")
                     _say(results.failures[-1])
                     continue
                 found[one.name][-1].update(figures)
                 _say(f"{number + 1} {protocol} {name} {one.name}: {summary(figures)}")
+
+
+@contextmanager
+def _measurable(bench: Bench, running: Running, protocol: str) -> Iterator[Running]:
+    """
+    A peer that does not keep up works on for minutes when nobody waits any more, and would
+    take the time of the others: it is started for each figure, and stopped after it.
+    """
+    if running.peer.paced:
+        yield running
+        return
+    fresh = bench.start(running.peer)
+    try:
+        warm_up(bench, fresh, protocol)
+        yield fresh
+    finally:
+        fresh.stop()
 
 
 def _memories(bench: Bench, names: Sequence[str], protocol: str, results: Results) -> None:

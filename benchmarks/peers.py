@@ -83,8 +83,10 @@ class Running:
         return 0.0 if self.child is None else self.child.cpu()
 
     def stop(self) -> None:
-        if self.child is not None:
-            self.child.stop()
+        """Once is enough; the process's id may be somebody else's after it."""
+        child, self.child = self.child, None
+        if child is not None:
+            child.stop()
 
 
 @dataclass(frozen=True, slots=True)
