@@ -70,20 +70,20 @@ from txbedrock.storage.keys import KeyStore
 __all__ = ["BUDGETS_US", "Stage", "Stages", "in_reactor", "measured", "stages"]
 
 BUDGETS_US = {
-    "parse": 72.0,
-    "auth": 4.8,
-    "route": 2.4,
-    "attribution": 1.4,
-    "admit": 26.0,
-    "balance": 9.0,
-    "sign": 17.5,
-    "headers": 1.4,
-    "meter": 4.7,
-    "meter event": 1.0,
-    "settle": 4.8,
-    "ledger": 3.8,
+    "parse": 20.0,
+    "auth": 4.2,
+    "route": 0.6,
+    "attribution": 2.7,
+    "admit": 21.0,
+    "balance": 6.8,
+    "sign": 8.6,
+    "headers": 0.7,
+    "meter": 4.2,
+    "meter event": 0.7,
+    "settle": 3.2,
+    "ledger": 3.6,
     "metrics": 1.4,
-    "log": 100.0,
+    "log": 20.0,
 }
 """See :mod:`benchmarks.timing` for the unit."""
 
@@ -173,7 +173,8 @@ class _Answering(Resource):
 
 def _parse() -> Callable[[], object]:
     """A request's bytes to an answer's, through the channel of a server."""
-    site = Site(_Answering(), Clock(), ClientLimits(), wall_seconds=time.time)
+    limits = ClientLimits(max_requests_per_connection=0)
+    site = Site(_Answering(), Clock(), limits, wall_seconds=time.time)
     channel = site.buildProtocol(None)
     assert channel is not None
     transport = StringTransport()
