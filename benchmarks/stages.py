@@ -70,20 +70,20 @@ from txbedrock.storage.keys import KeyStore
 __all__ = ["BUDGETS_US", "Stage", "Stages", "in_reactor", "measured", "stages"]
 
 BUDGETS_US = {
-    "parse": 20.0,
-    "auth": 4.2,
-    "route": 0.6,
-    "attribution": 2.7,
-    "admit": 21.0,
-    "balance": 6.8,
-    "sign": 8.6,
-    "headers": 0.7,
-    "meter": 4.2,
-    "meter event": 0.7,
-    "settle": 3.2,
-    "ledger": 3.6,
-    "metrics": 1.4,
-    "log": 20.0,
+    "parse": 24.0,
+    "auth": 4.8,
+    "route": 0.7,
+    "attribution": 3.1,
+    "admit": 25.0,
+    "balance": 8.0,
+    "sign": 10.0,
+    "headers": 0.8,
+    "meter": 4.9,
+    "meter event": 0.8,
+    "settle": 3.7,
+    "ledger": 4.2,
+    "metrics": 1.6,
+    "log": 23.0,
 }
 """See :mod:`benchmarks.timing` for the unit."""
 
