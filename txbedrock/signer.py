@@ -14,7 +14,7 @@ from txbedrock.core import sigv4
 from txbedrock.core.credentials import BearerToken, Credentials
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.endpoints import BaseUrl, Endpoints, parse_base_url
-from txbedrock.core.headers import header, to_upstream
+from txbedrock.core.headers import header, upstream_headers
 from txbedrock.core.identity import (
     Identity,
     body_with_metadata,
@@ -145,7 +145,7 @@ class Signer:
         """
         place = self._place(match, choice)
         operation, path, query = place.operation, place.path, request.raw_query
-        kept, signed = to_upstream(request.headers, self._user_header)
+        kept, signed = upstream_headers(request.headers, self._user_header)
         headers = [place.host, *kept]
         source = place.source
         if source is None:

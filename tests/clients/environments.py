@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,7 @@ _NPM_FILES = ("package.json", "package-lock.json")
 
 
 @dataclass(frozen=True)
-class Environment:
+class Environment(ABC):
     """
     Where a client is installed.
 
@@ -75,12 +76,12 @@ class Environment:
         """A program that has to be on this machine and is not."""
         return None
 
+    @abstractmethod
     def versions(self) -> dict[str, str]:
         """Of the packages that are named, by name, as they are installed."""
-        raise NotImplementedError
 
-    def _install(self) -> None:
-        raise NotImplementedError
+    def _install(self) -> None:  # noqa: B027 - some are a part of the machine
+        """Into the folder, which is there and empty, if there is anything to be installed."""
 
 
 @dataclass(frozen=True)

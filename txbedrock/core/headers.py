@@ -19,7 +19,6 @@ __all__ = [
     "header",
     "read_answer",
     "signed_headers",
-    "to_upstream",
     "upstream_headers",
 ]
 
@@ -114,21 +113,15 @@ def _named(connection: list[bytes]) -> set[bytes]:
 _USUAL_TOKENS = frozenset((b"", b"close", b"keep-alive", b"Close", b"Keep-Alive"))
 
 
-def upstream_headers(headers: HeaderList, extra_secret: bytes | None = None) -> HeaderList:
+def upstream_headers(
+    headers: HeaderList, extra_secret: bytes | None = None
+) -> tuple[HeaderList, HeaderList]:
     """
     The client's headers as they go to AWS, before host and signature are added.
 
     :param extra_secret: lower-case name of one more header that carries keys.
-    """
-    return to_upstream(headers, extra_secret)[0]
-
-
-def to_upstream(
-    headers: HeaderList, extra_secret: bytes | None = None
-) -> tuple[HeaderList, HeaderList]:
-    """
-    :returns: :func:`upstream_headers`, and those of them that are :func:`signed_headers`;
-        neither is to be changed.
+    :returns: they, and those of them that are :func:`signed_headers`; neither is to be
+        changed.
     """
     kept: HeaderList = []
     signed: HeaderList = []
