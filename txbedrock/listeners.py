@@ -13,7 +13,6 @@ from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from twisted.application.service import Service
-from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -22,6 +21,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from txbedrock.accepting import accept_in_turn
 from txbedrock.core.addresses import Network, Networks
 from txbedrock.inbound.haproxy import ProxiedFactory
 from txbedrock.inbound.tls import (
@@ -78,8 +78,6 @@ _WITHOUT_EFFECT = ("sslmethod", "dhParameters")
 _NETWORK = ("tcp", "tcp4", "tcp6")
 # Twisted's default is 50: what comes beyond that at once tries again after a second.
 _BACKLOG = 1024
-# Of one turn of the reactor: while thousands come at once, those that are there are served.
-_MOST_ACCEPTED = 16
 _LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost", re.IGNORECASE)
 
 
@@ -288,7 +286,7 @@ class _Endpoint:
         listening: Deferred[IListeningPort] = base.listen(factory)
 
         def begun(port: IListeningPort) -> IListeningPort:
-            _accept_few(port)
+            accept_in_turn(port)
             address = shown(port.getHost())
             if served is not None:
                 served.name = address
@@ -298,23 +296,6 @@ class _Endpoint:
             return port
 
         return listening.addCallback(begun)
-
-
-def _accept_few(port: Any) -> None:
-    """
-    Bound how many connections are taken in one turn of the reactor.
-
-    Twisted's own bound begins with 100 and grows while more are waiting than that.
-    """
-    if not isinstance(port, tcp.Port):
-        return
-    accept = port.doRead
-
-    def accept_few() -> None:
-        port.numberAccepts = min(port.numberAccepts, _MOST_ACCEPTED)
-        accept()
-
-    port.doRead = accept_few  # type: ignore[method-assign]
 
 
 class _Served:

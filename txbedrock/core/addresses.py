@@ -21,7 +21,7 @@ from ipaddress import (
 
 from txbedrock.core.headers import HeaderList
 
-__all__ = ["Address", "Network", "Networks", "client_address", "parse_network"]
+__all__ = ["Address", "Network", "Networks", "client_address", "client_network", "parse_network"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -101,6 +101,20 @@ def client_address(peer: str, headers: HeaderList, trusted: Sequence[Network]) -
         if not _within(address, trusted):
             break
     return str(address)
+
+
+@lru_cache(_REMEMBERED)
+def client_network(address: str) -> str:
+    """
+    What a single client has: an IPv4 address, or the /64 that an IPv6 one is in.
+
+    :param address: of the other end of a connection.
+    :returns: the same for all addresses of one client; empty if it is none.
+    """
+    found = _parse(address)
+    if isinstance(found, IPv6Address):
+        return f"{int(found) >> 64:x}/64"
+    return "" if found is None else str(found)
 
 
 class Networks:

@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple, Protocol
+
+from txbedrock.core.addresses import client_network
 
 __all__ = ["Bounds", "Connection", "Entry", "Refusal", "raise_file_limit", "spare_files"]
 
@@ -325,7 +325,7 @@ class Bounds:
 
     def counted(self, address: str) -> str:
         """What an address is counted under; empty if it is not."""
-        return "" if self._exempt(address) else _network(address)
+        return "" if self._exempt(address) else client_network(address)
 
     def _place(self, connection: Connection, address: str) -> None:
         place = _Place(connection, address, self._seconds())
@@ -392,19 +392,6 @@ class Bounds:
 
 
 _WELCOME = Entry()
-
-
-@lru_cache(1024)
-def _network(address: str) -> str:
-    """An address in one form: IPv6's as the /64 that it is in; empty if it is none."""
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(found, IPv6Address):
-        mapped = found.ipv4_mapped
-        return str(mapped) if mapped is not None else f"{int(found) >> 64:x}/64"
-    return str(found)
 
 
 # File descriptors.
