@@ -168,14 +168,18 @@ class ProgramTestCase(GatewayTestCase):
             "twistd", "-n", "bedrockproxy", "-c", "config.yaml", "--listen", listen, *arguments
         )
 
-    async def ready(self, child: Child) -> list[str]:
-        """Wait until it is ready; its addresses. The first one's port is ours."""
-        await until(lambda: "ready on" in child.out or child.status is not None, 60)
-        found = re.findall(r"ready on ([^\s\"]+)", child.out)
-        self.assertTrue(found, child.out + child.err)
-        if not found[0].startswith("unix:"):
-            self.port = int(found[0].rpartition(":")[2])
-        return found
+    async def ready(self, child: Child, addresses: int = 1) -> list[str]:
+        """Wait until it is ready on so many addresses. The first one's port is ours."""
+
+        def found() -> list[str]:
+            return re.findall(r"ready on ([^\s\"]+)", child.out)
+
+        await until(lambda: len(found()) >= addresses or child.status is not None, 60)
+        self.assertEqual(len(found()), addresses, child.out + child.err)
+        first = found()[0]
+        if not first.startswith("unix:"):
+            self.port = int(first.rpartition(":")[2])
+        return found()
 
     async def end(self, child: Child, status: int = 0) -> None:
         """Wait for its end."""
@@ -614,7 +618,7 @@ class ListenTests(ProgramTestCase):
         """Two addresses, one of them a socket in the file system, which goes when it stops."""
         self.configure()
         child = self.start("--listen", "unix:socket")
-        first, second = await self.ready(child)
+        first, second = await self.ready(child, 2)
         self.assertTrue(first.startswith("127.0.0.1:"), first)
         self.assertEqual(second, f"unix:{self.path('socket')}")
         self.assertEqual((await self.ask(READINESS)).status, 200)
