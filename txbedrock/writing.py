@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from OpenSSL.SSL import WantReadError
 from twisted.internet.tcp import Connection
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOProtocol
 
-__all__ = ["write_now"]
+__all__ = ["TLSTransport", "write_now"]
 
 # Twisted's transports put what is written aside, ask epoll to tell when there is room, and
 # send it in the next turn: two calls of epoll_ctl and a turn for what nearly always could
@@ -21,21 +23,54 @@ def write_now(transport: Any, data: bytes) -> None:
     Send as much as the socket takes, and leave the rest to the transport.
 
     The order is kept: nothing is sent ahead of what the transport still has, and one that
-    is to be closed sends it before, as Twisted does. A transport of another kind, such as
-    TLS, gets all of it.
+    is to be closed sends it before, as Twisted does. A transport of another kind gets all
+    of it.
+
+    :param transport: of TCP, or a :class:`TLSTransport`.
     """
-    if (
-        isinstance(transport, Connection)
-        and not transport.TLS
-        and not transport.dataBuffer
-        and not transport._tempDataBuffer
-        and transport.connected
-    ):
-        try:
-            sent = transport.socket.send(data)
-        except OSError:
-            sent = 0  # What is wrong is told where Twisted expects it, in the reactor's turn.
-        if sent == len(data):
-            return
-        data = data[sent:]
+    if isinstance(transport, Connection):
+        if (
+            not transport.TLS
+            and not transport.dataBuffer
+            and not transport._tempDataBuffer
+            and transport.connected
+        ):
+            try:
+                sent = transport.socket.send(data)
+            except OSError:
+                sent = 0  # What is wrong is told where Twisted expects it, in the reactor's turn.
+            if sent == len(data):
+                return
+            data = data[sent:]
+    elif isinstance(transport, TLSTransport):
+        transport.write_now(data)
+        return
     transport.write(data)
+
+
+class TLSTransport(BufferingTLSTransport):
+    """
+    TLS over TCP that can be written to now, too.
+
+    What is given to ``write`` is still joined with all else of a turn of the reactor.
+    """
+
+    def write_now(self, data: bytes) -> None:
+        """Encrypt it, and send as much as the socket takes."""
+        self._aggregator.flush()
+        TLSMemoryBIOProtocol.write(self, data)
+
+    def _flushSendBIO(self) -> None:
+        # Twisted has this wait in the transport, where an abort drops it: who is cut off
+        # must not be told that this was all.
+        if self._aborted:
+            return
+        try:
+            data = self._tlsConnection.bio_read(_RECORDS)
+        except WantReadError:
+            return
+        write_now(self.transport, data)
+
+
+# Bytes: a record and what belongs to it.
+_RECORDS = 1 << 15

@@ -175,7 +175,7 @@ class ProgramTestCase(GatewayTestCase):
             return re.findall(r"ready on ([^\s\"]+)", child.out)
 
         await until(lambda: len(found()) >= addresses or child.status is not None, 60)
-        self.assertEqual(len(found()), addresses, child.out + child.err)
+        self.assertGreaterEqual(len(found()), addresses, child.out + child.err)
         first = found()[0]
         if not first.startswith("unix:"):
             self.port = int(first.rpartition(":")[2])

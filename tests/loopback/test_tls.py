@@ -193,8 +193,7 @@ class TLSTestCase(ProgramTestCase):
         self.upstream = await self.start_upstream()
         self.set(**general)
         child = self.start(*more, listen=listen)
-        await until(lambda: child.out.count("ready on") == 1 + more.count("--listen"), 60)
-        self.addresses = await self.ready(child)
+        self.addresses = await self.ready(child, 1 + more.count("--listen"))
         return child
 
     def answer(
@@ -498,10 +497,14 @@ class IdentityTests(TLSTestCase):
         context.load_cert_chain(path)
         return context
 
-    def whose(self, child: Child) -> str:
-        """Of whose request the last line is."""
-        found: str = re.findall(r"txbedrock.access: \S+ \S+ (\S+) ", child.out)[-1]
-        return found
+    async def whose(self, child: Child, count: int = 1) -> str:
+        """Of whose request the last of so many lines is, which come after the answers."""
+
+        def found() -> list[str]:
+            return re.findall(r"txbedrock.access: \S+ \S+ (\S+) ", child.out)
+
+        await until(lambda: len(found()) >= count)
+        return found()[-1]
 
     async def test_identity(self) -> None:
         """A certificate stands for the key that the settings say; a key that is sent wins."""
@@ -513,9 +516,11 @@ class IdentityTests(TLSTestCase):
         )
         ci, keyless = self.context("ci.example"), request(key=None)
         first = await self.answer(ci, keyless)
-        self.assertEqual((first.status, self.whose(child)), (200, "ci"))
+        self.assertEqual((first.status, await self.whose(child)), (200, "ci"))
         again = await self.answer(ci, keyless, session=first.session)
-        self.assertEqual((again.status, again.resumed, self.whose(child)), (200, True, "ci"))
+        self.assertEqual(
+            (again.status, again.resumed, await self.whose(child, 2)), (200, True, "ci")
+        )
         info = await self.answer(ci, request("/key/info", b"", method="GET", key=None))
         self.assertIn(b'"key_alias":"ci"', info.body.replace(b" ", b""))
         for context, data, status, words in (
@@ -555,7 +560,7 @@ class IdentityTests(TLSTestCase):
         context.set_alpn_protocols(["h2"])
         statuses = await deferToThread(streams, self.port, context, ["", "sk-planted-wrong", ""])
         self.assertEqual(statuses, ["200", "403", "200"])
-        self.assertEqual(self.whose(child), "ci")
+        self.assertEqual(await self.whose(child, 3), "ci")
         await self.stop(child)
         self.assert_calm(child)
 
@@ -578,6 +583,6 @@ class IdentityTests(TLSTestCase):
         answer = await self.answer(
             self.context("ci.example"), request(key=None), first=v1("192.0.2.1")
         )
-        self.assertEqual((answer.status, self.whose(child)), (200, "ci"))
+        self.assertEqual((answer.status, await self.whose(child)), (200, "ci"))
         await self.stop(child)
         self.assert_calm(child)

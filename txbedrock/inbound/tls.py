@@ -19,11 +19,12 @@ from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from txbedrock.core.auth import ClientCertificate
+from txbedrock.writing import TLSTransport
 
 __all__ = [
     "BadCertificate",
@@ -143,7 +144,7 @@ class ServerTLS:
         return SSL.Connection(self.material.context)
 
 
-class TLSConnection(BufferingTLSTransport):
+class TLSConnection(TLSTransport):
     """The TLS of one connection."""
 
     _log = Logger()

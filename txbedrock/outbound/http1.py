@@ -853,18 +853,7 @@ class Connection(Protocol):
     # Sending.
 
     def _write(self, data: bytes) -> None:
-        raw = self._raw
-        transport = self.transport
-        assert transport is not None
-        if raw is None:
-            transport.write(data)
-        elif self._tls:
-            transport.write(data)
-            # Not when the reactor comes by the next time.
-            if raw.connected and not raw.disconnecting:
-                raw.doWrite()
-        else:
-            write_now(raw, data)
+        write_now(self.transport, data)
 
     def _sent(self) -> None:
         self._upload = None

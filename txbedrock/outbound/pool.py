@@ -29,11 +29,12 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from txbedrock.outbound.http1 import Connection
+from txbedrock.writing import TLSTransport
 
 __all__ = ["Origin", "Pool"]
 
@@ -235,10 +236,8 @@ class Origin:
             made = await self._endpoint.connect(factory)
             connection: Connection = made
         else:
-            # Without the layer that keeps writes for the reactor's next turn: a request
-            # is one write.
             tls = TLSMemoryBIOFactory(self._tls, True, factory, self._pool.reactor)
-            tls.protocol = TLSMemoryBIOProtocol
+            tls.protocol = TLSTransport
             tls.noisy = False
             made = await self._endpoint.connect(tls)
             connection = made.wrappedProtocol
