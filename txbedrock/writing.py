@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL.SSL import WantReadError
+from OpenSSL.SSL import Error as SSLError
+from OpenSSL.SSL import WantReadError, ZeroReturnError
 from twisted.internet.tcp import Connection
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 
 __all__ = ["TLSTransport", "write_now"]
 
@@ -54,6 +57,50 @@ class TLSTransport(BufferingTLSTransport):
 
     What is given to ``write`` is still joined with all else of a turn of the reactor.
     """
+
+    # Of the record that is on its way: bytes that are missing, or the beginning of its head.
+    _missing = 0
+    _head = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        if (
+            not self._is_one_record(data)
+            or not self._handshakeDone
+            or self._lostTLSConnection
+            or self._appSendBuffer
+        ):
+            super().dataReceived(data)
+            return
+        # A request or an event, usually. Nothing is left when it has been read, and nothing
+        # to be sent has come of it: OpenSSL need not be asked for either.
+        connection = self._tlsConnection
+        connection.bio_write(data)
+        try:
+            read = connection.recv(_RECORDS)
+        except WantReadError:
+            self._flushSendBIO()
+        except ZeroReturnError:
+            self._flushReceiveBIO()
+        except SSLError:
+            self._tlsShutdownFinished(Failure())
+        else:
+            if not self._aborted:
+                ProtocolWrapper.dataReceived(self, read)
+
+    def _is_one_record(self, data: bytes) -> bool:
+        """Is it a whole one, and nothing besides?"""
+        at, head = self._missing, self._head
+        alone = not at and not head
+        if head:
+            data = head + data
+        end = len(data)
+        records = 0
+        while at + 5 <= end:
+            at += 5 + (data[at + 3] << 8 | data[at + 4])
+            records += 1
+        self._head = data[at:] if at < end else b""
+        self._missing = at - end if at > end else 0
+        return alone and records == 1 and at == end
 
     def write_now(self, data: bytes) -> None:
         """Encrypt it, and send as much as the socket takes."""
