@@ -273,10 +273,19 @@ def _dense_body(size: int) -> bytes:
     return _filled(start, b'{"text":"a"},', b'{"text":"b"}]}],"inferenceConfig":{}}', size)
 
 
+def _sparse_body(size: int) -> bytes:
+    """Nearly all of it is in a member that is gone through for what it allows."""
+    start = b'{"messages":[{"role":"user","content":[{"text":"a"}]}],"inferenceConfig":{},'
+    start += b'"additionalModelRequestFields":{"a":['
+    return _filled(start, b"[],", b"[]]}}", size)
+
+
 _BODIES = {"base64": _base64_body(_BIG), "small members": _dense_body(_BIG)}
 _SMALLER = {
-    "base64": _base64_body(1024 * 1024), "small members": _dense_body(1024 * 1024),
-}  # fmt: skip
+    "base64": _base64_body(1024 * 1024),
+    "small members": _dense_body(1024 * 1024),
+    "empty lists": _sparse_body(1024 * 1024),
+}
 _USAGE = b'"usage":{"inputTokens":1,"outputTokens":2,"totalTokens":3}}'
 _ANSWERS = ("base64", "small members", "chunks of a byte")
 _MARK = re.compile(rb'"sink:([a-z0-9 ]+)"')
