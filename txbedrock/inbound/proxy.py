@@ -75,7 +75,7 @@ class _Serving:
     :param failed: called with what it raised, and the request.
     """
 
-    __slots__ = ("_coroutine", "_failed", "_request", "_waiting")
+    __slots__ = ("_cancelled", "_coroutine", "_failed", "_request", "_waiting")
 
     def __init__(
         self,
@@ -87,11 +87,13 @@ class _Serving:
         self._failed = failed
         self._request = request
         self._waiting: Deferred[Any] | None = None
+        self._cancelled = False
 
     def go_on(self, result: object = None) -> None:
         """
         :param result: of what it has waited for; a Failure is raised in it.
         """
+        self._waiting = None
         try:
             waiting: Deferred[Any]
             if isinstance(result, Failure):
@@ -105,11 +107,15 @@ class _Serving:
             return
         self._waiting = waiting
         waiting.addBoth(self.go_on)
+        if self._cancelled:
+            self.cancel()
 
     def cancel(self) -> None:
-        """Cancel what it waits for."""
-        if self._waiting is not None:
-            self._waiting.cancel()
+        """Cancel what it waits for; while it runs, what it is going to wait for next."""
+        waiting = self._waiting
+        self._cancelled = waiting is None
+        if waiting is not None:
+            waiting.cancel()
 
 
 class ProxyResource(Resource):
