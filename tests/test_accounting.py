@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -22,7 +23,7 @@ from txbedrock.core.models import Choice
 from txbedrock.core.operations import Operations
 from txbedrock.core.pricing import Prices, PriceTable
 from txbedrock.data import load
-from txbedrock.errors import ProxyError
+from txbedrock.errors import ProxyError, UpstreamBroke
 from txbedrock.inbound.body import Body
 from txbedrock.interfaces import ExchangeRecord, InboundRequest, Outcome
 
@@ -512,6 +513,85 @@ class EntryTests(AccountsTestCase):
         self.assertEqual(len(self.records.entries), 1)
         failures: list[Failure] = self.flushLoggedErrors(ZeroDivisionError)
         self.assertEqual(len(failures), 1)
+
+    def test_lost_attempts(self) -> None:
+        """
+        Each attempt whose answer was lost has a line of its own, of an unknown cost, beside
+        that of the exchange, which goes on as if nothing had been.
+        """
+        told = Records()
+        self.accounts = Accounts(TABLE, [self.records], [told], wall_clock=self.now)
+        record = self.whole()
+        assert record.choice is not None
+        elsewhere = Choice(
+            Deployment(id="d0", model_name="m", model_id=CLAUDE, region="us-west-2"),
+            CLAUDE,
+            "us-west-2",
+        )
+        self.now.time += 3
+        for choice in (elsewhere, record.choice):
+            self.accounts.settle_attempt(record, UpstreamBroke("it broke"), choice)
+        self.end(record, dump(usage={"inputTokens": 8, "outputTokens": 10}))
+        self.accounts.tell(record)
+        for records in (self.records, told):
+            self.assertEqual(
+                [
+                    (one.request_id, one.deployment, one.outcome, one.cost_picousd, one.key_hash)
+                    for one in records.entries
+                ],
+                [
+                    ("id-1-1", "d0", "failed", None, "00ff"),
+                    ("id-1-2", "d1", "failed", None, "00ff"),
+                    ("id-1", "d1", "complete", 8 * 60_000 + 10 * 240_000, "00ff"),
+                ],
+            )
+        lost = self.records.entries[0]
+        self.assertEqual((lost.model_id, lost.region, lost.attempts), (CLAUDE, "us-west-2", 1))
+        self.assertEqual((lost.status, lost.error), (UpstreamBroke.status, UpstreamBroke.code))
+        self.assertEqual(lost.ended_us - lost.started_us, 3_000_000)
+
+    def test_asked_of_request(self) -> None:
+        """The request is kept where the price of its answer may depend on it."""
+        for model_id, path, expected in (
+            (NOVA, b"/model/m/converse", False),
+            (TITAN, b"/model/m/invoke", False),
+            (SDXL, b"/model/m/invoke", True),
+            ("x.y", b"/model/m/invoke", True),
+            (NOVA, b"/guardrail/g/version/1/apply", True),
+        ):
+            choice = self.begin(model_id, path=path).choice
+            assert choice is not None
+            self.assertEqual(self.accounts.ask_of_request(choice), expected, model_id)
+
+    def test_unknown_costs(self) -> None:
+        """A cost that is not known is told once of each model and reason, and no known one."""
+        told: list[str] = []
+        for _ in range(2):
+            with capturedLogs() as logged:
+                for record, answer in (
+                    (self.whole(), dump(usage={"inputTokens": 1, "outputTokens": 1})),
+                    (self.begin("x.y", "converse"), dump(usage={"inputTokens": 1})),
+                    (self.begin("x.y", "converse"), dump(usage={"outputTokens": 2})),
+                    (self.begin("x.y", "converse"), dump(usage={"inputTokens": 3})),
+                    (self.begin("x.z", "converse"), dump()),
+                ):
+                    self.end(record, answer)
+            told += [formatEvent(event).partition(";")[0] for event in logged]
+        self.assertEqual(
+            told,
+            [
+                "the cost of x.y is not known, there is no price for input",
+                "the cost of x.y is not known, there is no price for output",
+                "the cost of x.z is not known: its answer does not say what it used",
+            ],
+        )
+
+    def test_told_of_few(self) -> None:
+        """Models that clients make up do not fill the memory, nor the log."""
+        with capturedLogs() as logged:
+            for number in range(1100):
+                self.end(self.begin(f"x.{number}", "converse"), dump())
+        self.assertEqual(len(logged), 1000)
 
     def test_in_ledger(self) -> None:
         """Only what is done for a key is kept, and what the ledger cannot keep is its own."""

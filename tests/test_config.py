@@ -2234,10 +2234,10 @@ class SecretTests(ConfigCase):
         """Keys that look like keys are not shown even in the wrong place."""
         for secret in self.secrets[:3] + self.secrets[4:5]:
             for key in ("connect_timeout", "on_disconnect", "route_prefix", "allow_no_key"):
-                try:
-                    self.load(f"general_settings: {{{key}: '{secret} '}}")
-                except ConfigError as error:
-                    self.assertNotIn(secret, str(error))
+                error = self.assertRaises(
+                    ConfigError, self.load, f"general_settings: {{{key}: '{secret} '}}"
+                )
+                self.assertNotIn(secret, str(error))
 
     def test_broken_yaml(self) -> None:
         """Not in a message about YAML that is broken at a secret."""
@@ -2256,9 +2256,12 @@ class SecretTests(ConfigCase):
             "|planted-secret",
         ):
             try:
-                self.load(f"general_settings:\n  master_key: {value}\n")
+                settings = self.load(f"general_settings:\n  master_key: {value}\n")
             except ConfigError as error:
-                self.assertNotIn("planted-secret", str(error), value)
+                text = str(error)
+            else:
+                text = repr(settings) + summary(settings)  # An anchor without a value.
+            self.assertNotIn("planted-secret", text, value)
 
     def test_environment(self) -> None:
         """Not in a message about a variable that is wrong."""

@@ -268,6 +268,16 @@ class AnswersTests(LimiterTestCase):
         self.limiter = self.new(allow_unpriced=True)
         self.take([key(Limits(max_budget=1))], fixed(None)).settle(None, USAGE)
 
+    def test_without_ledger(self) -> None:
+        """Where there is no ledger none is asked, and what was spent stays spent."""
+        self.start()
+        levels = [key(Limits(max_budget=100))]
+        self.take(levels, fixed(60)).settle(60, USAGE)
+        self.clock.pump([1] * 40)
+        self.take(levels, fixed(40)).release()
+        self.assertEqual(self.states([self.ask(levels, fixed(41))]), "BudgetExceeded")
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_soft_budget(self) -> None:
         """A soft budget is told of, once a period, to the log and to who wants to know."""
         told: list[tuple[str, int]] = []
@@ -688,6 +698,23 @@ class LedgerTests(LimiterTestCase):
         self.known.answer()
         self.assertEqual(waits.state, "in")
         self.assertEqual((self.purse().total, self.purse().doubt), (40, 0))
+
+    def test_one_after_the_other(self) -> None:
+        """However slow the ledger is, for what has got old it is asked one thing at a time."""
+        levels = [[key(Limits(max_budget=100), f"k{number}")] for number in range(3)]
+        for each in levels:
+            self.take(each, fixed(1)).release()
+        self.start()
+        self.known.held = []
+        self.clock.pump([1] * 12)
+        for [level] in levels:
+            if level.id != self.known.asked[-1].key_hash:
+                self.take([level], fixed(1)).release()  # It is in use again meanwhile.
+        for count in (1, 2, 3):
+            self.clock.pump([1] * 12)
+            self.assertEqual((len(self.known.asked), len(self.known.held)), (3 + count, 1))
+            self.known.answer()
+        self.assertEqual(len({one.key_hash for one in self.known.asked[3:]}), 3)
 
     def test_others_spend(self) -> None:
         """What other processes spend is seen within some seconds, while a budget is in use."""

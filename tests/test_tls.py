@@ -1068,6 +1068,7 @@ class ProxyHeaderTests(SynchronousTestCase):
             st.binary(max_size=200).map(lambda rest: b"PROXY " + rest),
             st.binary(max_size=200).map(lambda rest: V2 + rest),
             st.binary(max_size=200).map(lambda rest: V2 + b"\x21\x11" + rest),
+            st.builds(bytes.__add__, st.sampled_from([one[0] for one in GOOD]), st.binary()),
         ),
         st.binary(max_size=20),
     )

@@ -641,14 +641,24 @@ class RoomTests(SynchronousTestCase):
         self.assertIsInstance(refused, Refusal)
 
     def test_clock(self) -> None:
-        """A clock that is set back breaks nothing."""
-        group = Group(alike("a", "b", rpm=100, tpm=10**6))
-        for step in (0.0, 5.0, -3600.0, 1.0, 1.0, -1e6, 10.0):
+        """A clock that is set back lets nobody past a limit, nor keeps anybody out for longer."""
+        group = Group(alike("a", "b", rpm=12, tpm=1000))
+        for step in (0.0, 5.0, -3600.0, 1.0, 1.0, -1e6, 10.0, 1.0):
             group.now += step
             for _ in range(3):
                 flight = group.take(tokens=5)
                 flight.first_byte(group.now - 1)
                 flight.end(None, group.now - 2, tokens=5)
+        for id in "ab":
+            state = group.state(id)
+            self.assertEqual((state.state, state.in_flight), (CircuitState.CLOSED, 0))
+            self.assertEqual((state.latency_s, state.error_rate), (0.0, 0.0))
+        refusal = group.refused()
+        self.assertIs(refusal.reason, Reason.RATE)
+        self.assertLessEqual(refusal.wait_s, 61)
+        group.now += 61
+        self.assertEqual(len([group.take() for _ in range(24)]), 24)
+        group.refused()
 
 
 class LearnedTests(SynchronousTestCase):

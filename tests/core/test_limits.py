@@ -392,6 +392,11 @@ class BudgetTests(LimitsTestCase):
         levels = [key(Limits(soft_budget=12, budget_duration="1d"))]
         self.rooms.settle(self.take(levels, Need(1), NOW + DAY), 0, 1, NOW + DAY)
         self.assertEqual([purse.total for purse in self.rooms.reached], [12])
+        # What is billed at an unknown price counts at its worst.
+        self.rooms = Rooms(lasting=True)
+        for cost in (5, None):
+            self.rooms.settle(self.take(levels, Need(7)), 0, cost, NOW)
+        self.assertEqual([purse.total for purse in self.rooms.reached], [12])
 
 
 class LoadTests(LimitsTestCase):
@@ -597,6 +602,19 @@ class LevelsTests(LimitsTestCase):
             ],
         )
 
+    def test_headers_of_others(self) -> None:
+        """What others than the key may spend and have spent is not told."""
+        team = key(Limits(rpm=4, max_budget=PICO), "t1", "team")
+        model = ModelLimits(max_budget=PICO, rpm=9)
+        for limits, own in (
+            (Limits(rpm=10), [(b"x-litellm-key-rpm-limit", b"10")]),
+            (Limits(soft_budget=PICO), [(b"x-litellm-key-spend", b"0.0")]),
+            (Limits(models={"nova": model}), []),
+        ):
+            self.rooms = Rooms(lasting=True)
+            said = self.take([key(limits), team], Need(1)).headers(NOW, 0)
+            self.assertEqual([one for one in said if b"-key-" in one[0]], own)
+
 
 class ForgettingTests(LimitsTestCase):
     """Levels that nobody uses."""
@@ -661,8 +679,9 @@ class ForgettingTests(LimitsTestCase):
             self.rooms.settle(self.take([level], Need(1)), 0, 1, NOW)
         self.rooms.forget(NOW + 10_000)
         self.assertEqual(len(self.rooms), 2)
-        for number in range(10):
-            self.take([key(Limits(rpm=1), f"e{number}", "end_user")], now=NOW + 1)
+        for number in range(2, 12):
+            level = key(budget, f"e{number}", "end_user")
+            self.rooms.settle(self.take([level], Need(1), NOW + 1), 0, 1, NOW + 1)
         self.assertLessEqual(len(self.rooms), 3)
         self.unpaid([key(budget)], Need(1), NOW + 2)
 

@@ -674,7 +674,7 @@ class ModelTests(SynchronousTestCase):
         for rules, pattern in (
             ("anthropic.*", r"((us|eu|global)\.)?anthropic\..*"),
             ("bedrock/anthropic.*", r"((us|eu|global)\.)?anthropic\..*"),
-            ("us.*", r"us\..*"),
+            ("us.*", r"((us|eu|global)\.)?us\..*"),
             ("*.x*", r".*\.x.*"),
             ("arn:aws:bedrock:*", r"((us|eu|global)\.)?arn:aws:bedrock:.*"),
         ):

@@ -266,6 +266,21 @@ class WorkedTests(SynchronousTestCase):
         present = {name for prices in TABLE.entries.values() for name in prices}
         self.assertEqual(present - asked, set())
 
+    def test_hinted(self) -> None:
+        """A request is looked into where what it asked for makes a difference, and only there."""
+        image, better = ("output_image", 1), ("output_image_premium", 2)
+        searches = ("search_low", "search_medium", "search_high")
+        for prices, expected in (
+            ((("input", 1), ("output", 2), image), set()),
+            ((image, better), {"images"}),
+            (tuple((name, 5) for name in searches), set()),
+            ((*((name, 5) for name in searches[:2]), (searches[2], 6)), {"searches"}),
+            ((("search_low", 5),), {"searches"}),
+            ((("second", 1), image, better), {"duration_ms", "images"}),
+        ):
+            self.assertEqual(one(prices).hinted, expected, prices)
+        self.assertEqual(shipped(SDXL).hinted, {"images"})
+
     def test_both_ways(self) -> None:
         """The short way through the sum and the long one lead to the same cost."""
         for model_id, usage, hints, _ in WORKED:

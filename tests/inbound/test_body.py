@@ -50,7 +50,10 @@ def full_disk(**options: object) -> IO[bytes]:
 
 @implementer(IConsumer)
 class Sink:
-    """What an upstream's connection is to a producer."""
+    """
+    What an upstream's connection is to a producer: written to. That it registers
+    is the business of who sends.
+    """
 
     def __init__(self, on_write: Callable[[], object] = lambda: None) -> None:
         self.pieces: list[bytes] = []

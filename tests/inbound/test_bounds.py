@@ -260,7 +260,15 @@ class RoomTests(BoundsTestCase):
         self.assertEqual((len(self.bounds), self.bounds.under_way(client)), (0, 0))
 
     @settings(max_examples=200, deadline=None)
-    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.floats(0, 4)), max_size=80))
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from((0, 0, 1, 2, 3, 4, 5, 5)), st.integers(0, 9), st.floats(0, 4)
+            ),
+            min_size=20,
+            max_size=80,
+        )
+    )
     def test_any(self, steps: list[tuple[int, int, float]]) -> None:
         """
         Whatever happens: never more than there may be, none at work is closed for another,
@@ -293,6 +301,9 @@ class RoomTests(BoundsTestCase):
                 whole = bool(stages[client][1])
                 self.bounds.over(client, whole=whole)
                 stages[client][whole] -= 1
+            elif what == 5:
+                self.bounds.begun(client, whole=True)
+                stages[client][1] += 1
             elif what == 4:
                 self.bounds.leave(client)
                 del stages[client]

@@ -928,10 +928,11 @@ class SqliteKeyStoreTests(KeyStoreMixin, OnSqlite, KeyStoreTestCase):
     """SQLite."""
 
     async def test_service(self) -> None:
-        """There is nothing to listen to."""
+        """There is nothing to listen to, which keeps nobody from being known."""
         self.store.startService()
-        await self.add(key("sk-1"))
-        await self.who("sk-1")
+        self.assertEqual(self.directory._database._listeners, [])
+        await self.add(key("sk-1", alias="one"))
+        self.assertEqual((await self.who("sk-1")).alias, "one")
         self.store.stopService()
 
 
