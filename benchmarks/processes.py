@@ -206,12 +206,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def clean_environment() -> dict[str, str]:
-    """Ours, without what would make a program look for AWS."""
+def clean_environment(*prefixes: str) -> dict[str, str]:
+    """Ours, without what would make a program look for AWS, and what begins with one of these."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_FOREIGN) and name.upper() not in _PROXIES
+        if not name.startswith((*_FOREIGN, *prefixes)) and name.upper() not in _PROXIES
     } | {
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -5,6 +5,8 @@ Starts the sandbox (a stand-in for Bedrock, no model) and the gateway in front o
 it, both as ``twistd`` runs them, calls the gateway with boto3 and shows what
 comes back and what was logged. It checks what it shows, and ends with 0 only if
 all of it was right.
+
+A file of its own, to be copied: it needs txbedrock and boto3, and nothing beside it.
 """
 
 from __future__ import annotations

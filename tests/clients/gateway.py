@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import base64
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import trustme
 
+from benchmarks.processes import clean_environment
 from tests.clients.programs.models import (
     BROKEN,
     CLAUDE,
@@ -101,35 +101,10 @@ _TWISTD = Path(sys.executable).with_name("twistd")
 _SECRET = "the-secret-of-the-sandbox"
 _STARTING_S = 60.0
 _STOPPING_S = 10.0
-_FOREIGN = (
-    "ANTHROPIC_",
-    "AWS_",
-    "BOTO",
-    "CLAUDE",
-    "CURL_",
-    "LITELLM_",
-    "NODE_",
-    "PYTHON",
-    "SSL_",
-    "TXBEDROCK_",
-    "DATABASE_URL",
-)
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_CLIENTS_OWN = ("ANTHROPIC_", "CLAUDE", "CURL_", "NODE_", "PYTHON")
+"""What else clients go by."""
 
 _open = build_opener(ProxyHandler({})).open
-
-
-def clean_environment() -> dict[str, str]:
-    """This machine's environment, without anything that AWS clients go by."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_FOREIGN) and name.upper() not in _PROXIES
-    } | {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
 
 
 class Gateway:
@@ -214,7 +189,7 @@ class Gateway:
             child = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**clean_environment(), "PYTHONPATH": str(_ROOT), **environ},
+                env={**clean_environment(*_CLIENTS_OWN), "PYTHONPATH": str(_ROOT), **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -258,7 +233,7 @@ class Gateway:
         ``URL`` (https), ``PLAIN_URL``, ``KEY``, ``ACCESS_KEY_ID``, ``SECRET_ACCESS_KEY``,
         ``CA_FILE``; the latter also where the usual clients look for it.
         """
-        return clean_environment() | {
+        return clean_environment(*_CLIENTS_OWN) | {
             "URL": self.https,
             "PLAIN_URL": self.http,
             "KEY": self.key,

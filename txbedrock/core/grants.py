@@ -31,6 +31,7 @@ __all__ = [
     "Team",
     "Token",
     "User",
+    "with_budget",
 ]
 
 
@@ -250,6 +251,30 @@ class Budget(_Kept, frozen=True, kw_only=True):
 
     id: str
     limits: Limits = NO_LIMITS
+
+
+def with_budget(limits: Limits, budget: Budget | None) -> Limits:
+    """
+    Limits, and those of a budget where they leave something open.
+
+    Who has a maximum of its own has its period, too: without one it is for ever.
+    """
+    if budget is None or budget.limits == NO_LIMITS:
+        return limits
+    other = budget.limits
+    filled = {
+        name: getattr(other, name)
+        for name in ("rpm", "tpm", "max_parallel", "soft_budget")
+        if getattr(limits, name) is None
+    }
+    if limits.max_budget is None:
+        filled["max_budget"] = other.max_budget
+        filled["budget_duration"] = limits.budget_duration or other.budget_duration
+        filled["budget_start_us"] = limits.budget_start_us or other.budget_start_us
+    if not limits.budget_increase:
+        filled["budget_increase"] = other.budget_increase
+        filled["budget_increase_until_us"] = other.budget_increase_until_us
+    return msgspec.structs.replace(limits, **filled, models={**other.models, **limits.models})
 
 
 class Tag(_Kept, frozen=True, kw_only=True):

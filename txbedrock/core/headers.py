@@ -18,7 +18,6 @@ __all__ = [
     "first_values",
     "header",
     "read_answer",
-    "signed_headers",
     "upstream_headers",
 ]
 
@@ -120,8 +119,7 @@ def upstream_headers(
     The client's headers as they go to AWS, before host and signature are added.
 
     :param extra_secret: lower-case name of one more header that carries keys.
-    :returns: they, and those of them that are :func:`signed_headers`; neither is to be
-        changed.
+    :returns: they, and those of them that the signature covers; neither is to be changed.
     """
     kept: HeaderList = []
     signed: HeaderList = []
@@ -166,17 +164,9 @@ def downstream_headers(headers: HeaderList) -> HeaderList:
 
 
 def _is_signed(lower: bytes) -> bool:
-    return lower in (b"host", b"content-type") or lower.startswith(b"x-amz")
-
-
-def signed_headers(headers: HeaderList) -> HeaderList:
-    """
-    Those of the upstream headers that the signature covers.
-
-    Host and ``x-amz*`` must be, ``content-type`` should be. Nothing else is:
-    a proxy on the way out may touch it, and the signature would break.
-    """
-    return [pair for pair in headers if _is_signed(pair[0].lower())]
+    # x-amz* must be, as must the Host that is set anew; content-type should be. Nothing
+    # else is: a proxy on the way out may touch it, and the signature would break.
+    return lower == b"content-type" or lower.startswith(b"x-amz")
 
 
 def header(headers: HeaderList, name: bytes) -> bytes | None:

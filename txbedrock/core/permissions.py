@@ -428,12 +428,6 @@ class Access:
         if refusal:
             raise AccessDenied(refusal)
 
-    def allows_operation(
-        self, operation: Operation, method: bytes = b"", raw_path: bytes = b""
-    ) -> bool:
-        """The same as :meth:`check_operation`, to ask and not to do."""
-        return not self._operation_refusal(operation, method, raw_path)
-
     def check_model(self, label: str, model_name: str, model_ids: Sequence[str]) -> None:
         """
         See Note [Names of models].

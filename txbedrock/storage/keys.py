@@ -35,7 +35,6 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -61,6 +60,7 @@ from txbedrock.core.grants import (
     Permissions,
     Role,
     Tag,
+    with_budget,
 )
 from txbedrock.core.permissions import EVERYTHING, Access
 from txbedrock.core.sigv4 import SigningKeys
@@ -433,30 +433,6 @@ def _limits_something(limits: Limits) -> bool:
     return bool(limits.models) or any(cap is not None for cap in caps)
 
 
-def _with_budget(limits: Limits, budget: Budget | None) -> Limits:
-    """
-    Limits, and those of a budget where they leave something open.
-
-    Who has a maximum of its own has its period, too: without one it is for ever.
-    """
-    if budget is None or budget.limits == NO_LIMITS:
-        return limits
-    other = budget.limits
-    filled = {
-        name: getattr(other, name)
-        for name in ("rpm", "tpm", "max_parallel", "soft_budget")
-        if getattr(limits, name) is None
-    }
-    if limits.max_budget is None:
-        filled["max_budget"] = other.max_budget
-        filled["budget_duration"] = limits.budget_duration or other.budget_duration
-        filled["budget_start_us"] = limits.budget_start_us or other.budget_start_us
-    if not limits.budget_increase:
-        filled["budget_increase"] = other.budget_increase
-        filled["budget_increase_until_us"] = other.budget_increase_until_us
-    return msgspec.structs.replace(limits, **filled, models={**other.models, **limits.models})
-
-
 class KeyStore(Service):
     """
     Implements :class:`~txbedrock.interfaces.IKeyStore` over the master key, the keys
@@ -672,7 +648,7 @@ class KeyStore(Service):
         key, user, team, member = record.key, record.user, record.team, record.member
         budget = record.budgets.get
         alias = key.alias or record.token.shown or key.id[:12]
-        levels = [Level("key", key.id, alias, _with_budget(key.limits, budget(key.budget_id)))]
+        levels = [Level("key", key.id, alias, with_budget(key.limits, budget(key.budget_id)))]
         further: list[Level] = []
         if team is not None:
             label = team.alias or team.id
@@ -680,10 +656,10 @@ class KeyStore(Service):
                 limits = member.limits if member.limits != NO_LIMITS else team.member_limits
                 name = f"{team.id}/{member.user_id}"
                 further.append(Level("team_member", name, f"{member.user_id} of {label}", limits))
-            limits = _with_budget(team.limits, budget(team.budget_id))
+            limits = with_budget(team.limits, budget(team.budget_id))
             further.append(Level("team", team.id, label, limits))
         if user is not None:
-            limits = _with_budget(user.limits, budget(user.budget_id))
+            limits = with_budget(user.limits, budget(user.budget_id))
             further.append(Level("user", user.id, user.alias or user.id, limits))
         levels += [level for level in further if _limits_something(level.limits)]
 
@@ -826,7 +802,7 @@ def _limited(
     if isinstance(found, DatabaseUnavailable):
         return found
     grant, budget = found
-    limits = _with_budget(grant.limits, budget)
+    limits = with_budget(grant.limits, budget)
     label = (grant.alias if isinstance(grant, Customer) else "") or grant.id
     return _Limited(
         Level(level, grant.id, label, limits) if _limits_something(limits) else None,

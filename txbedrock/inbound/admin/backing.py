@@ -26,6 +26,7 @@ from txbedrock.core.grants import (
     Tag,
     Team,
     User,
+    with_budget,
 )
 from txbedrock.core.money import as_decimal
 from txbedrock.errors import AccessDenied, GrantNotFound, ProxyError
@@ -165,13 +166,12 @@ class Backing:
         for id in {getattr(grant, "budget_id", "") for grant in grants} - {""}:
             budgets[id] = await self.get(Budget, id)
         named = [budgets.get(getattr(grant, "budget_id", "")) for grant in grants]
-        spent = await self._spent(
-            [(grant, _limits(grant, budget)) for grant, budget in zip(grants, named, strict=True)],
-            call.now_us,
-        )
+        filled = [
+            with_budget(grant.limits, budget) for grant, budget in zip(grants, named, strict=True)
+        ]
+        spent = await self._spent(list(zip(grants, filled, strict=True)), call.now_us)
         rows = []
-        for grant, budget, spend in zip(grants, named, spent, strict=True):
-            limits = _limits(grant, budget)
+        for grant, budget, limits, spend in zip(grants, named, filled, spent, strict=True):
             row: Row = shown(grant)
             if type(grant) in _SPENT:
                 row["spend"] = spend
@@ -256,21 +256,6 @@ class Backing:
 
 def _missing(kind: str) -> Problem:
     return Problem(f"{kind}_id", f"there is no such {kind}; make it with /{kind}/new")
-
-
-def _limits(grant: Grant, budget: Budget | None) -> Limits:
-    """
-    Its own limits, with the period that holds: who has no maximum of its own has that
-    of its budget.
-    """
-    own = grant.limits
-    if budget is None or own.max_budget is not None:
-        return own
-    return replace(
-        own,
-        budget_duration=own.budget_duration or budget.limits.budget_duration,
-        budget_start_us=own.budget_start_us or budget.limits.budget_start_us,
-    )
 
 
 def _since(grant: Grant, limits: Limits, now_us: int) -> int | None:
