@@ -26,13 +26,12 @@ from txbedrock.core.balance import (
     Ask,
     Balancer,
     InFlight,
-    MemberSpec,
     Refusal,
     RoutingSettings,
     Strategy,
-    _Target,
     _Tier,
 )
+from txbedrock.core.candidates import MemberSpec, Target
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.health import FailureKind
 from txbedrock.core.models import Choice
@@ -248,7 +247,7 @@ class Simulation:
 class TwoOfAll(Balancer):
     """The better of two random ones by the same score, to see what the rest is good for."""
 
-    def _adaptive(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _adaptive(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         two = self._rng.sample(ready, 2)
         return min(two, key=lambda one: one.score(ask.operation, now))
 

@@ -38,7 +38,8 @@ from txbedrock.admission import Admission
 from txbedrock.config import load_prices
 from txbedrock.core.attribution import attribution
 from txbedrock.core.auth import hash_key
-from txbedrock.core.balance import Ask, Balancer, InFlight, MemberSpec, RoutingSettings
+from txbedrock.core.balance import Ask, Balancer, InFlight, RoutingSettings
+from txbedrock.core.candidates import MemberSpec
 from txbedrock.core.credentials import Credentials
 from txbedrock.core.demand import ModelSizes
 from txbedrock.core.deployments import CredentialSpec, Deployment

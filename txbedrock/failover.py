@@ -20,14 +20,8 @@ from twisted.logger import Logger, LogLevel
 
 from txbedrock.core.attribution import Attribution
 from txbedrock.core.auth import Principal
-from txbedrock.core.balance import (
-    Ask,
-    Balancer,
-    DeploymentState,
-    InFlight,
-    Reason,
-    Refusal,
-)
+from txbedrock.core.balance import Ask, Balancer, InFlight, Reason, Refusal
+from txbedrock.core.candidates import DeploymentState
 from txbedrock.core.demand import Demand
 from txbedrock.core.fallbacks import Fallbacks
 from txbedrock.core.grants import NO_LIMITS

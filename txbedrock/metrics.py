@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from txbedrock.core.balance import DeploymentState
+from txbedrock.core.candidates import DeploymentState
 from txbedrock.core.health import CircuitState
 from txbedrock.core.money import PICO
 from txbedrock.failover import DIRECT, Tally

@@ -22,7 +22,8 @@ from txbedrock.accounting import Accounts, InLedger
 from txbedrock.admission import Admission
 from txbedrock.config import CorsSettings, Settings, load_prices
 from txbedrock.core.addresses import Network, parse_network
-from txbedrock.core.balance import Balancer, MemberSpec
+from txbedrock.core.balance import Balancer
+from txbedrock.core.candidates import MemberSpec
 from txbedrock.core.demand import ModelSizes
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.endpoints import Endpoints

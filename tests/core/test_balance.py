@@ -1,4 +1,4 @@
-"""Tests for :mod:`txbedrock.core.balance`."""
+"""Tests for :mod:`txbedrock.core.balance` and :mod:`txbedrock.core.candidates`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txbedrock.core.balance import (
     Ask,
     Balancer,
-    DeploymentState,
     InFlight,
-    MemberSpec,
     Panic,
     Reason,
     Refusal,
@@ -27,6 +25,7 @@ from txbedrock.core.balance import (
     Strategy,
     Waiter,
 )
+from txbedrock.core.candidates import DeploymentState, MemberSpec
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.health import CircuitState, FailureKind
 from txbedrock.core.models import Choice

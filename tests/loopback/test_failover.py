@@ -15,7 +15,8 @@ from twisted.internet.task import deferLater
 
 from tests.fakes import ACCESS_KEY_ID, BODY, KEY, SECRET, BareClient, request, until
 from tests.sandboxed import SandboxedTestCase
-from txbedrock.core.balance import DeploymentState, RoutingSettings, Strategy
+from txbedrock.core.balance import RoutingSettings, Strategy
+from txbedrock.core.candidates import DeploymentState
 from txbedrock.core.credentials import Credentials
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.eventstream import Decoder

@@ -10,36 +10,32 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from ..errors import Fault, InvalidRequest, ProxyError
-from .health import (
-    FADE_S,
-    IN_ROTATION,
-    Circuit,
-    CircuitState,
-    FailureKind,
-    HealthSettings,
-    Pace,
+from .candidates import (
+    IN_FLIGHT_RETRY_S,
+    NEVER,
+    DeploymentState,
+    Member,
+    MemberSpec,
+    Target,
+    hash_of,
 )
-from .limits import Window
+from .health import IN_ROTATION, Circuit, FailureKind, HealthSettings, Pace
 from .models import Choice
 
 __all__ = [
     "Ask",
     "Balancer",
-    "DeploymentState",
     "InFlight",
-    "MemberSpec",
     "NoDeployment",
     "Panic",
     "Reason",
@@ -59,34 +55,18 @@ __all__ = [
 #
 # Note [Adaptive]
 # ---------------
-# The score of a deployment is the time that a request is expected to wait for its first
-# byte there, and the lowest wins: of two that are drawn from the few that were good when
-# they were looked at last, and one that is drawn from all. This is how good ones are
-# found: who is within _GOOD times the best joins the few, who is beyond leaves them. A
-# request looks at three, be there four deployments or thirty. The better of two of all
-# would send more than a third of the requests to slower ones where one in three takes
-# 10 ms, and the others 50 and 200; benchmarks/BALANCING.md has the figures.
-#
-# The score is a product of
-#
-# - the time expected, by operation (core/health.py, Note [Expected time]), which depends
-#   on how many requests in flight wait for their first byte;
-# - errors: the square of how many attempts a success takes, of late;
-# - what is left of rpm and tpm, when it is less than _SCARCE: in inverse proportion, so
-#   that all of a group run short together, and none of them early.
+# The lowest score (core/candidates.py, Note [Score]) wins: of two that are drawn from the
+# few that were good when they were looked at last, and one that is drawn from all. This
+# is how good ones are found: who is within _GOOD times the best joins the few, who is
+# beyond leaves them. A request looks at three, be there four deployments or thirty. The
+# better of two of all would send more than a third of the requests to slower ones where
+# one in three takes 10 ms, and the others 50 and 200; benchmarks/BALANCING.md has the
+# figures.
 #
 # Nothing is known of a new one: as soon as one is drawn, all new ones are tried. Little is
-# known of one that none was sent to for _STALE_S: one request in _EXPLORE, or the first
+# known of one of which nothing was heard for long: one request in _EXPLORE, or the first
 # after _EXPLORE_S, goes to such a one. They are so few that the p99 of a group is that of
 # its best, and what they find counts as much as all that was known before.
-#
-# Note [Quotas learned]
-# ---------------------
-# Throttling tells what a quota is: as many requests and tokens as this model had here in
-# the last minute. Which of the two it was is not told, so both have to be as many again
-# before it counts as used up. That is an opinion: the score heeds it, but a request that
-# has nowhere else to go is sent. What goes well beyond it (_BEYOND) refutes it, and it
-# doubles in _FORGET_S in any case.
 #
 # Note [Waiting for a place]
 # --------------------------
@@ -98,30 +78,17 @@ __all__ = [
 _GOOD = 1.5
 _EXPLORE = 400
 _EXPLORE_S = 300.0
-_STALE_S = 10.0
-_SCARCE = 0.25
-_LEAST_LEFT = 0.005
-_FORGET_S = 300.0
-_BEYOND = 1.1
-_SHORTEST_S = 1e-4
-"""So that what is not known can be compared."""
 
 _PATIENCE = 4.0
 """How much slower than another one the deployment of a session may be."""
 
-_SAMPLES_S = 3600.0
 _TIMEOUT_COUNTS_S = 1000.0
-"""How latency-based-routing is, in LiteLLM: the mean of so many, not older than that."""
+"""How long a timeout has taken, for latency-based-routing, as in LiteLLM."""
 
 _POOLS = 2048
 _TAG_SETS = 64
-_UNLIMITED = sys.maxsize
-_NEVER = math.inf
-_IN_FLIGHT_RETRY_S = 1.0
-_MINUTE_S = 60.0
 _LONGEST_S = 3600.0
-
-_T = TypeVar("_T")
+_ALL_BITS = 2**64 - 1
 
 
 class NoDeployment(ProxyError):
@@ -207,22 +174,6 @@ class RoutingSettings(HealthSettings):
     (``enable_tag_filtering``)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberSpec:
-    """What the configuration says of a deployment."""
-
-    weight: float | None = None
-    order: int = 0
-    rpm: int | None = None
-    tpm: int | None = None
-    max_parallel: int | None = None
-    tags: tuple[str, ...] = ()
-    """``default``: for requests that have no tags, or none that any deployment has."""
-
-    cost: float | None = None
-    """To be compared within a group, in any unit; None: more than all others."""
-
-
 class Ask(msgspec.Struct):
     """What one exchange asks for, for all of its attempts."""
 
@@ -284,362 +235,17 @@ class Refusal(NamedTuple):
         return NoDeployment(f"{what} {again}", self.wait_s, throttled)
 
 
-class DeploymentState(NamedTuple):
-    """What is known of one deployment and model, for people."""
-
-    id: str
-    model_id: str
-    state: CircuitState
-    since: float
-    """When it left or entered the rotation; minus infinity: never."""
-
-    why: FailureKind | None
-    """What took it out; None: it is in rotation."""
-
-    loud: bool
-    """Whether an operator has to act."""
-
-    in_flight: int
-    latency_s: float | None
-    """Mean time to the first byte, of late; None: not known."""
-
-    error_rate: float
-    """0 to 1, of late, without throttling."""
-
-    cooling_until: float | None
-    """When it is probed; None: it is in rotation."""
-
-
-class _Member:
-    """A deployment, whatever models it serves."""
-
-    __slots__ = (
-        "free_at",
-        "id",
-        "in_flight",
-        "limited",
-        "many_requests",
-        "many_tokens",
-        "max_parallel",
-        "requests",
-        "reserved",
-        "spare",
-        "spec",
-        "tokens",
-    )
-
-    def __init__(
-        self, id: str, spec: MemberSpec, max_parallel: int | None, counts: bool, now: float
-    ) -> None:
-        self.id = id
-        self.spec = spec
-        self.limited = (
-            counts or spec.rpm is not None or spec.tpm is not None or max_parallel is not None
-        )
-        """Whether anybody asks what it is used for; if not, nothing is counted."""
-
-        self.max_parallel = _UNLIMITED if max_parallel is None else max_parallel
-        self.in_flight = 0
-        self.requests = Window()
-        self.tokens = Window()
-        self.reserved = 0  # tokens that those in flight may take
-        self.spare = _UNLIMITED if spec.tpm is None else spec.tpm
-        """Tokens that there is room for, at least."""
-
-        self.many_requests = _NEVER if spec.rpm is None else (1 - _SCARCE) * spec.rpm
-        self.many_tokens = _NEVER if spec.tpm is None else (1 - _SCARCE) * spec.tpm
-        self.free_at = IN_ROTATION
-        """When there is room for one more; infinity: when one has ended."""
-
-        self.refresh(now)
-
-    def take(self, tokens: int, now: float) -> None:
-        second = int(now)
-        if self.requests.second != second:
-            self.requests.expire(second)
-        self.requests.add(1)
-        self.in_flight += 1
-        self.reserved += tokens
-        self.spare -= tokens
-        self.refresh(now)
-
-    def give_back(self, reserved: int, used: int, now: float) -> None:
-        self.in_flight -= 1
-        self.reserved -= reserved
-        if used:
-            second = int(now)
-            if self.tokens.second != second:
-                self.tokens.expire(second)
-            self.tokens.add(used)
-        self.spare += reserved - used
-        self.refresh(now)
-
-    def refresh(self, now: float) -> None:
-        """Reckon :attr:`free_at` anew."""
-        rpm = self.spec.rpm
-        if self.in_flight >= self.max_parallel:
-            self.free_at = _NEVER
-        elif rpm is None or self.requests.used < rpm:
-            self.free_at = IN_ROTATION
-        elif rpm <= 0:
-            self.free_at = sys.float_info.max
-        else:
-            self.requests.expire(int(now))
-            room_s = self.requests.room_in_s(now, rpm - 1)
-            # A whole second, and nothing before it.
-            self.free_at = round(now + room_s) if room_s else IN_ROTATION
-
-    def used(self, now: float) -> tuple[int, int]:
-        """In the last minute: tokens, those reserved included, and requests."""
-        second = int(now)
-        if self.tokens.second != second:
-            self.tokens.expire(second)
-        if self.requests.second != second:
-            self.requests.expire(second)
-        return self.tokens.used + self.reserved, self.requests.used
-
-    @property
-    def scarce(self) -> bool:
-        """Whether it may be that less than a quarter is left."""
-        # What has not expired yet is more than what is used, never less.
-        return (
-            self.requests.used > self.many_requests
-            or self.tokens.used + self.reserved > self.many_tokens
-        )
-
-    def token_wait_s(self, tokens: int, now: float) -> float:
-        """Seconds until there is room for so many tokens. 0: there is."""
-        tpm = self.spec.tpm
-        if tpm is None:
-            return 0.0
-        needed, window = max(tokens, 1), self.tokens
-        window.expire(int(now))
-        self.spare = tpm - window.used - self.reserved
-        if needed <= self.spare:
-            return 0.0
-        left = tpm - self.reserved - needed
-        if left >= 0:
-            return window.room_in_s(now, left)
-        return _MINUTE_S if needed > tpm else _IN_FLIGHT_RETRY_S
-
-
-class _Target:
-    """A deployment, for one model."""
-
-    __slots__ = (
-        "__weakref__",
-        "_attempts",
-        "_failures",
-        "_learned_at",
-        "_stamp",
-        "choice",
-        "circuit",
-        "erring",
-        "in_flight",
-        "learned_requests",
-        "learned_tokens",
-        "limited",
-        "member",
-        "named_by_client",
-        "paces",
-        "requests",
-        "seed",
-        "share",
-        "tokens",
-        "until",
-        "waiting",
-    )
-
-    def __init__(self, choice: Choice, member: _Member, circuit: Circuit, now: float) -> None:
-        self.choice = choice
-        self.member = member
-        self.circuit = circuit
-        self.until = circuit.until
-        """That of the circuit, at hand."""
-
-        self.share = 1.0
-        """How much of its group's requests is meant for it."""
-
-        self.seed = _hash(member.id) | 1
-        self.named_by_client = "*" in choice.deployment.model_id
-        self.paces: dict[str, Pace] = {}
-        self.in_flight = 0
-        self.waiting = 0
-        """How many of those in flight wait for their first byte."""
-
-        self.erring = False
-        """Whether there was any error."""
-
-        self._attempts = self._failures = 0.0
-        self._stamp = now
-        self.limited = member.spec.rpm is not None or member.spec.tpm is not None
-        """Whether there is a quota, as far as known."""
-
-        self.requests = Window()
-        self.tokens = Window()
-        self.learned_requests = self.learned_tokens = 0
-        self._learned_at = now
-
-    def begin(self, operation: str, now: float) -> Pace:
-        self.waiting += 1
-        self.in_flight += 1
-        second = int(now)
-        if self.requests.second != second:
-            self.requests.expire(second)
-        self.requests.add(1)
-        pace = self.paces.get(operation)
-        if pace is None:
-            pace = self.paces[operation] = Pace(now)
-        pace.begin(now)
-        return pace
-
-    def count(self, failed: bool, now: float, counted: bool = False) -> None:
-        """
-        An attempt went well, or did not.
-
-        :param counted: it has been said before that it went well.
-        """
-        passed = now - self._stamp
-        self._stamp = now
-        keep = math.exp(-passed / FADE_S) if passed > 0 else 1.0
-        self._attempts = self._attempts * keep + (not counted)
-        self._failures = self._failures * keep + failed
-        self.erring = self._failures > 1e-3
-
-    def error_rate(self, now: float) -> float:
-        passed = now - self._stamp
-        keep = math.exp(-passed / FADE_S) if passed > 0 else 1.0
-        return self._failures * keep / (self._attempts * keep + 1)
-
-    def learn_quota(self, second: int, now: float) -> None:
-        """
-        A request was throttled.
-
-        :param second: when it was counted.
-        """
-        self.requests.expire(int(now))
-        self.tokens.expire(int(now))
-        self.requests.take_back(second, 1)
-        self.learned_requests = self.requests.used
-        self.learned_tokens = self.tokens.used
-        self._learned_at = now
-        self.limited = True
-
-    def went_well(self, now: float) -> None:
-        """So many were not too many."""
-        if self.learned_requests:
-            self.requests.expire(int(now))
-            if self.requests.used > _BEYOND * self.learned_requests:
-                self.learned_requests = 0
-        if self.learned_tokens:
-            self.tokens.expire(int(now))
-            if self.tokens.used > _BEYOND * self.learned_tokens:
-                self.learned_tokens = 0
-
-    def left(self, now: float) -> float:
-        """The share of its quotas that is left."""
-        second, spec, left = int(now), self.member.spec, 1.0
-        if spec.rpm:
-            window = self.member.requests
-            if window.second != second:
-                window.expire(second)
-            left = 1 - window.used / spec.rpm
-        if spec.tpm:
-            window = self.member.tokens
-            if window.second != second:
-                window.expire(second)
-            left = min(left, 1 - (window.used + self.member.reserved) / spec.tpm)
-        if self.learned_requests or self.learned_tokens:
-            raised = 2 ** min((now - self._learned_at) / _FORGET_S, 100.0)
-            left = min(left, 1 - self._used_of_learned(second) / raised)
-        return left
-
-    def _used_of_learned(self, second: int) -> float:
-        """The share that was used of what is known: the smaller one."""
-        used = []
-        for window, learned in (
-            (self.requests, self.learned_requests),
-            (self.tokens, self.learned_tokens),
-        ):
-            if learned:
-                if window.second != second:
-                    window.expire(second)
-                used.append(window.used / learned)
-        return min(used)
-
-    @property
-    def misconfigured(self) -> bool:
-        why = self.circuit.why
-        return why is not None and why.configured
-
-    @property
-    def denied(self) -> bool:
-        return self.circuit.why is FailureKind.DENIED
-
-    def wait_s(self, tokens: int, now: float) -> float:
-        """Until it may be in rotation and have room; infinity: there is no telling."""
-        member = self.member
-        return max(self.until - now, member.free_at - now, member.token_wait_s(tokens, now))
-
-    def answered(self, operation: str) -> bool:
-        """Whether anything is known of it."""
-        pace = self.paces.get(operation)
-        return pace is not None and pace.count > 0
-
-    def stale(self, operation: str, now: float) -> bool:
-        """Whether nothing was heard of it for long, and it is not being waited for."""
-        pace = self.paces.get(operation)
-        return pace is not None and not pace.pending and now - pace.heard > _STALE_S
-
-    def last_ten_s(self, operation: str, now: float) -> float:
-        """For latency-based-routing; 0: not known."""
-        pace = self.paces.get(operation)
-        if pace is None or now - pace.heard > _SAMPLES_S:
-            return 0.0
-        return pace.last_ten_s
-
-    def score(self, operation: str, now: float) -> float:
-        """See Note [Adaptive]."""
-        pace = self.paces.get(operation)
-        score = _SHORTEST_S if pace is None else pace.expected(self.waiting, now)
-        if score < _SHORTEST_S:
-            score = _SHORTEST_S
-        if self.erring:
-            score /= (1 - self.error_rate(now)) ** 2
-        if self.limited and (self.learned_requests or self.learned_tokens or self.member.scarce):
-            left = self.left(now)
-            if left < _SCARCE:
-                score *= _SCARCE / max(left, _LEAST_LEFT)
-        return score
-
-    def state(self, now: float) -> DeploymentState:
-        circuit = self.circuit
-        count = sum(pace.count for pace in self.paces.values())
-        return DeploymentState(
-            id=self.member.id,
-            model_id=self.choice.model_id,
-            state=circuit.state,
-            since=circuit.since,
-            why=circuit.why,
-            loud=self.misconfigured and not self.named_by_client,
-            in_flight=self.in_flight,
-            latency_s=sum(pace.sum for pace in self.paces.values()) / count if count else None,
-            error_rate=self.error_rate(now),
-            cooling_until=None if circuit.until == IN_ROTATION else circuit.until,
-        )
-
-
 class _Tier:
     """Those of one lane that have the same order."""
 
     __slots__ = ("even", "explored", "good", "targets", "turns")
 
-    def __init__(self, targets: Sequence[_Target], now: float) -> None:
+    def __init__(self, targets: Sequence[Target], now: float) -> None:
         self.targets = targets
         self.even = len({one.share for one in targets}) == 1
         """Whether all have the same share."""
 
-        self.good: list[_Target] = []
+        self.good: list[Target] = []
         """Those that were good when they were looked at last."""
 
         self.turns = 0
@@ -651,7 +257,7 @@ class _Lane:
 
     __slots__ = ("counts_tokens", "members", "targets", "tiers", "waiting")
 
-    def __init__(self, targets: Sequence[_Target], now: float) -> None:
+    def __init__(self, targets: Sequence[Target], now: float) -> None:
         self.targets = targets
         self.members = {one.member for one in targets}
         orders = sorted({one.spec.order for one in self.members})
@@ -668,7 +274,7 @@ class _Pool:
 
     __slots__ = ("by_tags", "choices", "lane", "tags", "targets")
 
-    def __init__(self, choices: Sequence[Choice], targets: list[_Target], now: float) -> None:
+    def __init__(self, choices: Sequence[Choice], targets: list[Target], now: float) -> None:
         self.choices = choices
         self.targets = targets
         for one, share in zip(targets, _shares([one.member.spec for one in targets]), strict=True):
@@ -688,7 +294,7 @@ class InFlight(msgspec.Struct, eq=False):
     """Where it goes."""
 
     _balancer: Balancer
-    _target: _Target
+    _target: Target
     _pace: Pace
     _place: int
     _tokens: int
@@ -862,14 +468,14 @@ class Balancer:
         self._rng = rng
         self._random = rng.random
         self._on_change = on_change
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         # Those that the configuration names are kept; those that clients name as long as
         # one of the pools, of which there is a bounded number, has them.
-        self._targets: dict[tuple[str, str], _Target] = {}
-        self._passing: WeakValueDictionary[tuple[str, str], _Target] = WeakValueDictionary()
+        self._targets: dict[tuple[str, str], Target] = {}
+        self._passing: WeakValueDictionary[tuple[str, str], Target] = WeakValueDictionary()
         self._pools: dict[int, _Pool] = {}
         self._queues: set[_Lane] = set()
-        self._pick: Callable[[_Tier, list[_Target], Ask, float], _Target] = {
+        self._pick: Callable[[_Tier, list[Target], Ask, float], Target] = {
             Strategy.ADAPTIVE: self._adaptive,
             Strategy.SIMPLE_SHUFFLE: self._shuffle,
             Strategy.LEAST_BUSY: self._least_busy,
@@ -917,7 +523,7 @@ class Balancer:
         """
         settings, lane = self._settings, self._lane(ask, now)
         if len(lane.waiting) >= settings.queue_size:
-            return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+            return Refusal(Reason.PARALLEL, IN_FLIGHT_RETRY_S)
         waiter = Waiter(self, lane, ask, now + settings.queue_timeout_s, ready)
         lane.waiting.append(waiter)
         self._queues.add(lane)
@@ -935,7 +541,7 @@ class Balancer:
         for lane in self._queues:
             for target in lane.targets:
                 times += (target.until, target.member.free_at)
-        later = [time - now for time in times if now < time < _NEVER]
+        later = [time - now for time in times if now < time < NEVER]
         return min(later) if later else None
 
     def probe(self, choice: Choice, operation: str, now: float) -> InFlight:
@@ -981,29 +587,29 @@ class Balancer:
             lane = pool.by_tags[key] = _Lane(_tagged(pool.targets, *key), now)
         return lane
 
-    def _target(self, choice: Choice, now: float) -> _Target:
+    def _target(self, choice: Choice, now: float) -> Target:
         key = choice.deployment.id, choice.model_id
         target = self._targets.get(key) or self._passing.get(key)
         if target is None:
             circuit = Circuit(self._settings, self._rng)
-            target = _Target(choice, self._member(key[0], now), circuit, now)
+            target = Target(choice, self._member(key[0], now), circuit, now)
             if target.named_by_client:
                 self._passing[key] = target
             else:
                 self._targets[key] = target
         return target
 
-    def _member(self, id: str, now: float) -> _Member:
+    def _member(self, id: str, now: float) -> Member:
         member = self._members.get(id)
         if member is None:
             spec = self._specs.get(id, MemberSpec())
             most = spec.max_parallel
             if most is None:
                 most = self._settings.default_max_parallel
-            member = self._members[id] = _Member(id, spec, most, self._counts, now)
+            member = self._members[id] = Member(id, spec, most, self._counts, now)
         return member
 
-    def _look(self, target: _Target, now: float) -> None:
+    def _look(self, target: Target, now: float) -> None:
         """Something has become of an attempt: who is in rotation now, who can be let in?"""
         before, until = target.until, target.circuit.until
         if before != until:
@@ -1023,10 +629,10 @@ class Balancer:
             waiter = waiting[0]
             outcome: InFlight | Refusal
             if now >= waiter.deadline:
-                outcome = Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+                outcome = Refusal(Reason.PARALLEL, IN_FLIGHT_RETRY_S)
             else:
                 found = self._find(lane, waiter.ask, now)
-                if isinstance(found, _Target):
+                if isinstance(found, Target):
                     outcome = self._begin(found, waiter.ask, now)
                 elif found.reason is Reason.PARALLEL:
                     break
@@ -1039,7 +645,7 @@ class Balancer:
         for waiter, outcome in told:
             waiter.ready(outcome)
 
-    def _begin(self, target: _Target, ask: Ask, now: float) -> InFlight:
+    def _begin(self, target: Target, ask: Ask, now: float) -> InFlight:
         member, tokens, place = target.member, ask.tokens, target.waiting
         if member.id not in ask.tried:
             ask.tried = (*ask.tried, member.id)
@@ -1054,7 +660,7 @@ class Balancer:
 
     # Choosing. See Note [Where the next attempt goes].
 
-    def _find(self, lane: _Lane, ask: Ask, now: float) -> _Target | Refusal:
+    def _find(self, lane: _Lane, ask: Ask, now: float) -> Target | Refusal:
         tried = ask.tried
         # Nobody is made to be a probe who has failed already.
         latest = IN_ROTATION if tried else now
@@ -1087,24 +693,24 @@ class Balancer:
                 )
         return self._least_bad(lane, ask, now)
 
-    def _one_of(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _one_of(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         for one in ready:
             if one.until != IN_ROTATION:
                 return one  # Its probe.
         found = self._pick(tier, ready, ask, now)
         return self._of_session(tier, ready, found, ask, now) if ask.session else found
 
-    def _least_bad(self, lane: _Lane, ask: Ask, now: float) -> _Target | Refusal:
+    def _least_bad(self, lane: _Lane, ask: Ask, now: float) -> Target | Refusal:
         """None that is in rotation has room."""
-        well: list[_Target] = []
-        cooling: list[_Target] = []
+        well: list[Target] = []
+        cooling: list[Target] = []
         targets = [one for one in lane.targets if one.member.id not in ask.barred]
         if not targets:
-            return Refusal(Reason.COOLING, _IN_FLIGHT_RETRY_S)
+            return Refusal(Reason.COOLING, IN_FLIGHT_RETRY_S)
         for one in targets:
             (well if one.until <= now else cooling).append(one)
-        if any(one.member.free_at == _NEVER for one in well):
-            return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+        if any(one.member.free_at == NEVER for one in well):
+            return Refusal(Reason.PARALLEL, IN_FLIGHT_RETRY_S)
         if self._settings.panic is Panic.TRY:
             may = cooling
         else:
@@ -1118,29 +724,29 @@ class Balancer:
                     self._two(free),
                     key=lambda one: (one.member.id in tried, one.misconfigured, one.until),
                 )
-            if not well and any(one.member.free_at == _NEVER for one in may):
-                return Refusal(Reason.PARALLEL, _IN_FLIGHT_RETRY_S)
+            if not well and any(one.member.free_at == NEVER for one in may):
+                return Refusal(Reason.PARALLEL, IN_FLIGHT_RETRY_S)
         waits = [(one.wait_s(ask.tokens, now), one) for one in targets]
         wait_s, soonest = min(waits, key=lambda one: one[0])
-        wait_s = _IN_FLIGHT_RETRY_S if wait_s == _NEVER else min(max(wait_s, 0.001), _LONGEST_S)
+        wait_s = IN_FLIGHT_RETRY_S if wait_s == NEVER else min(max(wait_s, 0.001), _LONGEST_S)
         if well:
             return Refusal(Reason.RATE, wait_s)
         return Refusal(Reason.COOLING, wait_s, soonest.circuit.why)
 
-    def _two(self, targets: list[_Target]) -> list[_Target]:
+    def _two(self, targets: list[Target]) -> list[Target]:
         """Two of them, so that not all requests go to the same one."""
         return self._rng.sample(targets, 2) if len(targets) > 2 else targets
 
     def _of_session(
-        self, tier: _Tier, ready: list[_Target], found: _Target, ask: Ask, now: float
-    ) -> _Target:
+        self, tier: _Tier, ready: list[Target], found: Target, ask: Ask, now: float
+    ) -> Target:
         """
         The deployment of a session, unless it is much worse than another one.
 
         Rendezvous hashing: each session has an order of its own of all deployments, and
         the first of it that is ready is the session's.
         """
-        session = _hash(ask.session) | 1
+        session = hash_of(ask.session) | 1
         # Odd numbers times odd numbers: each session permutes all that there are.
         places = [session * one.seed & _ALL_BITS for one in ready]
         if tier.even:
@@ -1148,7 +754,7 @@ class Balancer:
         else:
             # The larger its share, the nearer.
             distances = [
-                -math.log((place + 1) / (_ALL_BITS + 2)) / one.share if one.share else _NEVER
+                -math.log((place + 1) / (_ALL_BITS + 2)) / one.share if one.share else NEVER
                 for place, one in zip(places, ready, strict=True)
             ]
             own = ready[distances.index(min(distances))]
@@ -1159,7 +765,7 @@ class Balancer:
             return own
         return found
 
-    def _adaptive(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _adaptive(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         """See Note [Adaptive]."""
         operation, good, rnd = ask.operation, tier.good, self._random
         place = int(rnd() * len(ready))
@@ -1193,7 +799,7 @@ class Balancer:
                     best, least = one, score
             else:
                 # It was tried already, or has no room; or it is out.
-                score = 0.0 if one.until <= now else _NEVER
+                score = 0.0 if one.until <= now else NEVER
             scores.append((score, one))
         if alone:
             one = ready[ready.index(any_one) - 1]
@@ -1208,33 +814,33 @@ class Balancer:
                 good.append(one)
         return best
 
-    def _shuffle(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _shuffle(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         shares = [one.share for one in ready]
         if not any(shares):
             return ready[int(self._random() * len(ready))]
         return self._rng.choices(ready, shares)[0]
 
-    def _least_busy(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _least_busy(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         return self._least(ready, [one.in_flight for one in ready])
 
-    def _fastest(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _fastest(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         return self._least(ready, [one.last_ten_s(ask.operation, now) for one in ready])
 
-    def _least_used(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _least_used(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         return self._least(ready, [one.member.used(now) for one in ready])
 
-    def _cheapest(self, tier: _Tier, ready: list[_Target], ask: Ask, now: float) -> _Target:
+    def _cheapest(self, tier: _Tier, ready: list[Target], ask: Ask, now: float) -> Target:
         costs = [one.member.spec.cost for one in ready]
-        return self._least(ready, [_NEVER if one is None else one for one in costs])
+        return self._least(ready, [NEVER if one is None else one for one in costs])
 
-    def _least(self, ready: list[_Target], keys: Sequence[Any]) -> _Target:
+    def _least(self, ready: list[Target], keys: Sequence[Any]) -> Target:
         """The one with the lowest key, any of those that have it."""
         lowest = min(keys)
         best = [one for one, key in zip(ready, keys, strict=True) if key == lowest]
         return best[0] if len(best) == 1 else best[int(self._random() * len(best))]
 
 
-def _with_tokens(targets: list[_Target], tokens: int, now: float) -> list[_Target]:
+def _with_tokens(targets: list[Target], tokens: int, now: float) -> list[Target]:
     return [
         one
         for one in targets
@@ -1242,11 +848,11 @@ def _with_tokens(targets: list[_Target], tokens: int, now: float) -> list[_Targe
     ]
 
 
-def _with_room(targets: list[_Target], tokens: int, now: float) -> list[_Target]:
+def _with_room(targets: list[Target], tokens: int, now: float) -> list[Target]:
     return _with_tokens([one for one in targets if one.member.free_at <= now], tokens, now)
 
 
-def _tagged(targets: Sequence[_Target], tags: frozenset[str], tagged: bool) -> list[_Target]:
+def _tagged(targets: Sequence[Target], tags: frozenset[str], tagged: bool) -> list[Target]:
     """
     Those for requests with some tags: which have one of them, else ``default``. Requests
     without any may go everywhere if none is the default.
@@ -1275,13 +881,3 @@ def _shares(specs: Sequence[MemberSpec]) -> list[float]:
         if any(one is not None for one in given):
             return [float(one or 0) for one in given]
     return [1.0] * len(specs)
-
-
-_ALL_BITS = 2**64 - 1
-
-
-def _hash(text: str) -> int:
-    """64 bits, the same in all processes."""
-    return int.from_bytes(
-        blake2b(text.encode(errors="backslashreplace"), digest_size=8).digest(), "big"
-    )

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.web.resource import IResource, Resource
 
 from txbedrock.core.auth import Principal
-from txbedrock.core.balance import DeploymentState
+from txbedrock.core.candidates import DeploymentState
 from txbedrock.core.deployments import Deployment
 from txbedrock.core.health import CircuitState
 from txbedrock.core.replies import Reply
