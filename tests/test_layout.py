@@ -165,9 +165,12 @@ class ImportTests(SynchronousTestCase):
 
     def test_listeners(self) -> None:
         """Listeners know what is spoken on a connection, and nothing of what is asked there."""
-        self.assert_only("listeners", "core", "inbound.haproxy", "inbound.tls", "listening")
+        self.assert_only(
+            "listeners", "accepting", "core", "inbound.haproxy", "inbound.tls", "listening"
+        )
+        self.assert_only("accepting", "core", "inbound.bounds")
         self.assert_only("inbound.haproxy", "core")
-        self.assert_only("inbound.tls", "core")
+        self.assert_only("inbound.tls", "core", "writing")
         self.assert_only("devcert")
 
     def test_nothing_imports_the_top(self) -> None:
