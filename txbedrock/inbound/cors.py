@@ -11,7 +11,6 @@ Source: the Fetch standard, "CORS protocol".
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Sequence
 
 from twisted.web.resource import Resource
@@ -20,7 +19,7 @@ from twisted.web.server import NOT_DONE_YET
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import Reply, render
 from txbedrock.errors import AccessDenied
-from txbedrock.inbound.request import Request, send_reply
+from txbedrock.inbound.request import Request, new_request_id, send_reply
 
 __all__ = ["Cors"]
 
@@ -137,7 +136,7 @@ class Cors:
                 "Web pages of this origin may not call this gateway: its cors_allow_origins "
                 "would have to have it."
             )
-            return render(error, str(uuid.uuid4()))
+            return render(error, new_request_id())
         headers = [
             (b"Access-Control-Allow-Methods", _METHODS),
             (b"Access-Control-Max-Age", self._max_age),

@@ -8,7 +8,6 @@ are here.
 from __future__ import annotations
 
 import re
-import uuid
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from zope.interface import implementer
 from txbedrock.core.headers import NO_HEADERS, HeaderList, Indexed
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
-from txbedrock.inbound.request import PHRASES, Request
+from txbedrock.inbound.request import PHRASES, Request, new_request_id
 from txbedrock.writing import write_now
 
 if TYPE_CHECKING:
@@ -721,7 +720,7 @@ class Channel(Protocol):
         self.refused = True
         self.site.refused("body" if self._phase == "body" else "header")
         self._drop(Failure(ConnectionDone()))
-        reply = render(error, str(uuid.uuid4()), self.site.shape_of(url))
+        reply = render(error, new_request_id(), self.site.shape_of(url))
         self._limit(None)
         length = b"%d" % len(reply.body)
         headers = [*reply.headers, (b"Content-Length", length), (b"Connection", b"close")]

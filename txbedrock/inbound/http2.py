@@ -52,7 +52,6 @@ is not read any more, which costs nothing however much it sends, and cut off soo
 from __future__ import annotations
 
 import re
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ from zope.interface import implementer
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
-from txbedrock.inbound.request import Request
+from txbedrock.inbound.request import Request, new_request_id
 from txbedrock.inbound.turns import Left, Turns
 from txbedrock.writing import write_now
 
@@ -906,7 +905,7 @@ class Stream:
         if self.refused or self.closed:
             return
         self.refused = True
-        reply = render(error, str(uuid.uuid4()), self.site.shape_of(self._head.path))
+        reply = render(error, new_request_id(), self.site.shape_of(self._head.path))
         head = [(b":status", b"%d" % reply.status)]
         head += [(name.lower(), value) for name, value in reply.headers]
         head.append((b"content-length", b"%d" % len(reply.body)))

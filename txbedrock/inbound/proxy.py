@@ -4,7 +4,6 @@ The leaf of the Resource tree: everything below the prefix goes to Bedrock.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import Reply, render, shape_of
 from txbedrock.errors import InternalError
-from txbedrock.inbound.request import Request, inbound_request, send_reply
+from txbedrock.inbound.request import Request, inbound_request, new_request_id, send_reply
 from txbedrock.interfaces import IDownstream, InboundRequest
 
 __all__ = ["Downstream", "ProxyResource"]
@@ -174,4 +173,4 @@ class ProxyResource(Resource):
             request.channel.abort()
             return
         error = InternalError("The gateway failed to take this request in.")
-        send_reply(request, render(error, str(uuid.uuid4()), shape_of(request.path)))
+        send_reply(request, render(error, new_request_id(), shape_of(request.path)))

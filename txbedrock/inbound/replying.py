@@ -5,20 +5,19 @@ Resources of the gateway's own: JSON, never HTML.
 from __future__ import annotations
 
 import json
-import uuid
 
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from txbedrock.core.replies import Reply, render
 from txbedrock.errors import MethodNotAllowed, ProxyError, UnknownOperation
-from txbedrock.inbound.request import Request, send_reply
+from txbedrock.inbound.request import Request, new_request_id, send_reply
 
 __all__ = ["JsonResource", "Node", "NotFound"]
 
 
 def _refuse(request: Request, error: ProxyError) -> int:
-    send_reply(request, render(error, str(uuid.uuid4()), request.site.shape_of(request.path)))
+    send_reply(request, render(error, new_request_id(), request.site.shape_of(request.path)))
     return NOT_DONE_YET
 
 

@@ -5,7 +5,7 @@ One request of a client, whatever it came over, and its answer.
 from __future__ import annotations
 
 import os
-import uuid
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from txbedrock.inbound.http2 import Stream
     from txbedrock.inbound.site import Site
 
-__all__ = ["PHRASES", "Request", "inbound_request", "send_reply"]
+__all__ = ["PHRASES", "Request", "inbound_request", "new_request_id", "send_reply"]
 
 
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -198,7 +198,7 @@ class Request:
 
     def refuse(self, error: ProxyError) -> None:
         """Answer with an error."""
-        send_reply(self, render(error, str(uuid.uuid4()), self.site.shape_of(self.path)))
+        send_reply(self, render(error, new_request_id(), self.site.shape_of(self.path)))
 
     def failed(self, failure: Failure) -> None:
         """A fault of ours: logged, and told without its traceback."""
@@ -378,7 +378,7 @@ def inbound_request(request: Request, raw_path: bytes | None = None) -> InboundR
         peer = client_address(peer, headers, site.trusted_proxies)
     # By position: names take three times as long.
     return InboundRequest(
-        _new_id(),
+        new_request_id(),
         request.method,
         path if raw_path is None else usual_path(raw_path),
         uri[len(path) + 1 :] if len(uri) > len(path) else None,
@@ -392,10 +392,15 @@ def inbound_request(request: Request, raw_path: bytes | None = None) -> InboundR
     )
 
 
-def _new_id() -> str:
-    """A random UUID, at a third of the price of :func:`uuid.uuid4`."""
-    text = os.urandom(16).hex()
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+def new_request_id() -> str:
+    """
+    A UUID of version 7 (RFC 9562): the time in milliseconds, then 72 random bits.
+
+    The ledger's key: in the order of time, rows that come one after the other stand beside
+    each other in its index, however many there are.
+    """
+    text = (int(time.time() * 1000).to_bytes(6, "big") + os.urandom(9)).hex()
+    return f"{text[:8]}-{text[8:12]}-7{text[12:15]}-a{text[15:18]}-{text[18:]}"
 
 
 def send_reply(request: Request, reply: Reply) -> None:

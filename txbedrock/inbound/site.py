@@ -4,7 +4,6 @@ The server: every connection of a client, and the limits on them.
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from txbedrock.inbound.cors import Cors
 from txbedrock.inbound.http1 import Channel
 from txbedrock.inbound.http2 import Http2Channel, Http2Limits
 from txbedrock.inbound.opening import Connection, Opening
-from txbedrock.inbound.request import Request
+from txbedrock.inbound.request import Request, new_request_id
 from txbedrock.inbound.turns import Turns
 
 __all__ = ["ClientLimits", "Site", "TooManyConnections"]
@@ -285,7 +284,7 @@ class Site(server.Site):
             else "The gateway has too many connections: try again later.",
             headers=((b"Retry-After", b"1"),),
         )
-        reply = render(error, str(uuid.uuid4()))
+        reply = render(error, new_request_id())
         lines = [b"HTTP/1.1 503 Service Unavailable"]
         lines += [b"%b: %b" % pair for pair in reply.headers]
         lines += [b"Content-Length: %d" % len(reply.body), b"Connection: close", b"", b""]

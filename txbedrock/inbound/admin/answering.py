@@ -5,7 +5,6 @@ What all resources of the management side have in common.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -32,7 +31,7 @@ from txbedrock.errors import (
     ProxyError,
     UnknownOperation,
 )
-from txbedrock.inbound.request import Request, inbound_request, send_reply
+from txbedrock.inbound.request import Request, inbound_request, new_request_id, send_reply
 from txbedrock.interfaces import IKeyStore
 
 __all__ = [
@@ -229,7 +228,7 @@ class AdminResource(Resource):
         if request.startedWriting:
             request.channel.abort()
         else:
-            send_reply(request, render(error, str(uuid.uuid4()), ErrorShape.LITELLM))
+            send_reply(request, render(error, new_request_id(), ErrorShape.LITELLM))
 
 
 class Lost(Resource):
@@ -249,7 +248,7 @@ class Lost(Resource):
     def render(self, request: Request) -> int:
         request.setHeader(b"Cache-Control", b"no-store")
         error = UnknownOperation(f"There is nothing at this path. {self._hint}".rstrip())
-        send_reply(request, render(error, str(uuid.uuid4()), ErrorShape.LITELLM))
+        send_reply(request, render(error, new_request_id(), ErrorShape.LITELLM))
         return NOT_DONE_YET
 
 
