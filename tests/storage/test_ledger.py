@@ -515,6 +515,17 @@ class ReadMixin:
             questions.append(Filters(**{name: getattr(entries[0], name)}))
             questions.append(Filters(**{name: getattr(entries[5], name)}, since_us=FIRST_DAY))
         questions.append(Filters(tag="prod", since_us=FIRST_DAY, until_us=FIRST_DAY + DAY_US))
+        for name in ("key_hash", "user_id", "team_id", "end_user", "deployment"):
+            some = rng.choice(entries)
+            until_us = rng.choice([None, FIRST_DAY + 3 * DAY_US])
+            questions.append(
+                Filters(**{name: getattr(some, name)}, since_us=some.started_us, until_us=until_us)
+            )
+        # Soon after midnight, and soon before it.
+        for hours in (1, 23):
+            since_us = FIRST_DAY + DAY_US + hours * DAY_US // 24
+            questions.append(Filters(since_us=since_us))
+            questions.append(Filters(tag="prod", since_us=since_us))
         for filters in questions:
             wanted = newest_first(one for one in entries if filters.match(one))
             found: list[LedgerEntry] = []
@@ -527,9 +538,90 @@ class ReadMixin:
                     break
                 self.assertEqual(len(page.entries), 37)
             self.assertEqual(found, wanted, filters)
-            for by in rng.sample(get_args(By), 3):
+            for by in rng.sample(get_args(By), 3) * 2:
                 totals = await ledger.totals(by, filters)
                 self.assert_totals(totals, expected(entries, by, filters))
+
+    async def test_part_of_a_day(self: Any) -> None:
+        """
+        Whoever asks for a part of a day again and again has its shorter part read line by
+        line: that before it or that since then. Of what has no index it is always the latter,
+        since the lines of all others are read with it.
+        """
+        ledger = self.ledger(self.url)
+        for number in range(10):
+            ledger.record(entry(number, cost_picousd=1, tags=("prod",)))
+        await ledger.flush()
+        async with ledger._database.transaction() as connection:
+            cursor = await connection.cursor()
+
+            async def cost(where: str, cost_picousd: int) -> None:
+                await cursor.execute(
+                    f"UPDATE txbedrock_ledger SET cost_picousd = {cost_picousd} WHERE {where}"
+                )
+                await connection.commit()
+
+            for first, others, names in (
+                (8, "<", ("user_id", "tag", "deployment", None)),
+                (2, ">=", ("user_id", "tag", None)),
+                (2, "<", ("deployment",)),
+            ):
+                since_us = entry(first).started_us
+                values = {"user_id": "alice", "tag": "prod", "deployment": "d1"}
+                questions = [
+                    Filters(since_us=since_us, **({name: values[name]} if name else {}))
+                    for name in names
+                ]
+                for filters in questions:
+                    self.assertEqual(await self.spent(ledger, filters), 10 - first)
+                # Whoever reads what is not needed will see this.
+                await cost(f"started_us {others} {since_us}", 500)
+                for filters in questions:
+                    self.assertEqual(await self.spent(ledger, filters), 10 - first)
+                await cost("1 = 1", 1)
+
+    async def test_part_that_begins_now(self: Any) -> None:
+        """Of a budget that begins now no line is ever read, however many come."""
+        ledger = self.ledger(self.url)
+        filters = Filters(user_id="alice", since_us=entry(1).started_us)
+        for first in (1, 2, 8, 32):
+            self.assertEqual(await self.spent(ledger, filters), first - 1)
+            for number in range(first, first * (4 if first > 1 else 2)):
+                ledger.record(entry(number, cost_picousd=1))
+            await ledger.flush()
+            async with ledger._database.transaction() as connection:
+                cursor = await connection.cursor()
+                await cursor.execute(
+                    "UPDATE txbedrock_ledger SET cost_picousd = 500 WHERE started_us >= "
+                    f"{entry(1).started_us}"
+                )
+
+    async def test_many_parts(self: Any) -> None:
+        """Of very many moments it is forgotten what came before, and the answer is the same."""
+        self.patch(ledger_module, "_MAX_BEFORE", 3)
+        ledger = self.ledger(self.url)
+        for number in range(10):
+            ledger.record(entry(number, cost_picousd=1))
+        await ledger.flush()
+        for first in (*range(10), *range(10)):
+            filters = Filters(since_us=entry(first).started_us)
+            self.assertEqual(await self.spent(ledger, filters), 10 - first)
+        self.assertLessEqual(len(ledger._before), 3)
+
+    async def spent(self: Any, ledger: Ledger, filters: Filters) -> int:
+        [total] = await ledger.totals("all", filters)
+        self.assertEqual(total.requests, total.cost_picousd)
+        return total.cost_picousd
+
+    async def test_names_of_a_part(self: Any) -> None:
+        """Who has done nothing since then is not named."""
+        ledger = self.ledger(self.url)
+        for number in range(9):
+            ledger.record(entry(number, user_id="bob" if number else "alice"))
+        await ledger.flush()
+        for _ in range(2):
+            totals = await ledger.totals("user", Filters(since_us=entry(1).started_us))
+            self.assertEqual([(total.name, total.requests) for total in totals], [("bob", 8)])
 
     async def test_reading_while_it_is_written(self: Any) -> None:
         """No entry is missing or counted twice at any moment of its way to the database."""
