@@ -41,7 +41,8 @@ def soak(bench: Bench, requests: int) -> int:
             found.append((child.memory().rss, child.descriptors()))
             print(
                 f"{(batch + 1) * requests // _BATCHES:>9,} requests: {found[-1][0] / 1e6:.1f} MB, "
-                f"{found[-1][1]} descriptors, {done.report['done'] / done.seconds:,.0f} a second",
+                f"{found[-1][1]} descriptors, {done.report['done'] / done.seconds:,.0f} a second, "
+                f"{done.cpu / done.report['done'] * 1e6:.0f} us of CPU each",
                 flush=True,
             )
     finally:

@@ -58,7 +58,7 @@ __all__ = [
 _LOCK = "lock"
 _ASIDE = "aside"
 _SUFFIX = ".jsonl"
-_READ_SIZE = 1024 * 1024
+_READ_SIZE = 256 * 1024
 
 # A line as long as this may hold a text that no index takes.
 _LONG_LINE = 2048
