@@ -18,6 +18,7 @@ from typing import Any
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import (
+    ContinuationFrame,
     DataFrame,
     ExtensionFrame,
     Frame,
@@ -398,6 +399,19 @@ class RequestTests(Http2TestCase):
         self.assertFalse(names & {b"connection", b"keep-alive", b"transfer-encoding"})
         self.assertEqual(answer.headers[b"content-length"], b"%d" % len(answer.body))
 
+    def test_one_write(self) -> None:
+        """A short answer is one write, its end included; so is what comes after in one."""
+        wire = self.connect()
+        writes: list[bytes] = []
+        wire.down.write = writes.append  # type: ignore[method-assign]
+        wire.client.ask("/echo", b"hi")
+        wire.client.ask("/echo", b"hi")
+        wire.protocol.dataReceived(wire.up.value())
+        [both] = writes
+        wire.client.dataReceived(both)
+        for answer in wire.client.answers.values():
+            self.assertEqual((bytes(answer.body), answer.ended, answer.frames), (b"hi", True, 1))
+
     def test_host(self) -> None:
         """A host header stands in for :authority; the two must not differ."""
         wire = self.connect()
@@ -692,7 +706,7 @@ class FlowTests(Http2TestCase):
         """All streams wait when the connection's window is shut, and share what opens."""
         wire = self.connect(window=2**20)
         wire.client.h2.acknowledge_received_data = lambda size, id: None  # type: ignore[method-assign]
-        wire.channel.h2.outbound_flow_control_window = 50_000
+        wire.channel.h2.window = 50_000
         answers = [wire.ask("/big", hold=True) for _ in range(3)]
         self.assertEqual(sum(len(answer.body) for answer in answers), 50_000)
         self.assertEqual(len(answers[0].body), 50_000)
@@ -708,9 +722,10 @@ class FlowTests(Http2TestCase):
         """Streams that can all send take turns, a frame each."""
         wire = self.connect(window=2**20)
         wire.down.room = 0
+        wire.send(PingFrame(0, opaque_data=b"12345678"))
         answers = [wire.ask("/big", hold=True) for _ in range(4)]
         self.assertEqual(wire.client.order, [])
-        wire.channel.h2.outbound_flow_control_window = 2**24
+        wire.channel.h2.window = 2**24
         wire.down.drain()
         wire.move()
         self.assertEqual(wire.client.order[:8], [a.id for a in answers] * 2)
@@ -805,6 +820,22 @@ class EndTests(Http2TestCase):
         self.assertEqual((bytes(other.body), other.ended), (b"whole", True))
         self.assertEqual(self.root.finished, ["/other"])
         self.assertEqual(wire.client.goaways, [])
+
+    def test_cut_when_it_was_whole(self) -> None:
+        """An answer may be cut when its end is out already and its request, too, is whole."""
+        wire = self.connect()
+        answer = wire.ask("/held")
+        request = self.root.last
+        request.setResponseCode(204)
+        request.write(b"")
+        wire.receive()
+        self.assertTrue(answer.ended)
+        request.channel.abort()
+        self.clock.advance(0)
+        wire.move()
+        self.assertEqual(self.root.lost, ["/held"])
+        self.assertTrue(wire.channel.idle)
+        self.assertEqual(wire.ask("/echo").status, 200)
 
     def test_client_gives_up_its_upload(self) -> None:
         """A reset before the body is whole leaves nothing behind."""
@@ -1025,6 +1056,21 @@ class TimeTests(Http2TestCase):
         wire.client.flush()
         wire.move()
         self.assertEqual((slow.status, bytes(slow.body)), (200, b"xxxx"))
+
+    def test_no_body_on_an_old_connection(self) -> None:
+        """A body is waited for as long on a connection that has been kept for a while."""
+        wire = self.connect()
+        self.clock.advance(self.limits.header_timeout_s / 2)
+        wire.ask("/echo", b"hi")
+        self.clock.advance(self.limits.header_timeout_s * 2 / 3)
+        late = wire.client.head(fields("/echo"))
+        wire.move()
+        self.clock.advance(self.limits.upload_idle_timeout_s - 1)
+        wire.receive()
+        self.assertEqual(late.status, 0)
+        self.clock.advance(2)
+        wire.receive()
+        self.assertEqual(late.status, 408)
 
     def test_late_after_a_pause(self) -> None:
         """A body that was held up by our disk may be late again afterwards."""
@@ -1364,17 +1410,24 @@ class FloodTests(Http2TestCase):
 
     def test_garbage(self) -> None:
         """What a connection was is gone with it, and no work for the garbage collector."""
-        wire = self.connect()
-        wire.ask("/echo", b"hi")
-        held = weakref.ref(wire.channel), weakref.ref(wire.channel.h2)
         self.addCleanup(gc.enable)
         gc.disable()
-        wire.down.unregisterProducer()  # As a socket does it.
-        wire.lose()
-        self.wires.clear()
-        self.root.requests.clear()
-        del wire
-        self.assertEqual([ref() for ref in held], [None, None])
+        for wrong in (b"", b"\0\0\0\x05\0\0\0\0\x01"):
+            wire = self.connect()
+            wire.ask("/echo", b"hi")
+            wire.client.head(fields("/echo"))
+            wire.up.write(wrong)
+            wire.move()
+            self.assertEqual(len(wire.client.goaways), bool(wrong))
+            held = weakref.ref(wire.channel), weakref.ref(wire.channel.h2)
+            if wire.down.producer is not None:
+                wire.down.unregisterProducer()  # As a socket does it.
+            wire.lose()
+            self.clock.advance(1)
+            self.wires.clear()
+            self.root.requests.clear()
+            del wire
+            self.assertEqual([ref() for ref in held], [None, None])
 
     def test_too_many_streams(self) -> None:
         """More requests at a time than allowed are refused, so that they are sent again."""
@@ -1389,6 +1442,17 @@ class FloodTests(Http2TestCase):
         self.root.requests[0].finish()
         wire.move()
         self.assertEqual(wire.ask("/echo").status, 200)
+
+    def test_work_is_spread_for_split_heads(self) -> None:
+        """A head in two frames is as much work as one in one."""
+        wire = self.connect()
+        head = wire.client.h2.encoder.encode(fields("/held", "GET"))
+        for at in range(1, 40, 2):
+            wire.up.write(HeadersFrame(at, head[:3], flags=["END_STREAM"]).serialize())
+            wire.up.write(ContinuationFrame(at, head[3:], flags=["END_HEADERS"]).serialize())
+            head = wire.client.h2.encoder.encode(fields("/held", "GET"))
+        wire.protocol.dataReceived(wire.up.value())
+        self.assertLess(len(self.root.requests), 10)
 
     def test_work_is_spread(self) -> None:
         """One client's frames are handled in turns, so that others come in between."""

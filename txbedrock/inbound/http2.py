@@ -1,20 +1,13 @@
 """
 HTTP/2 of a client's connection, and the channel of each request on it.
 
-Note [What h2 does, and what is done here]
-------------------------------------------
-h2 takes frames apart, knows the states of connection and streams, SETTINGS and the
-windows. :class:`_Connection` is h2's connection with what a gateway needs otherwise:
+Frames, the states of streams and the windows are :class:`Connection`'s, which tells
+:class:`Http2Channel` what came, frame by frame: no more in one turn of the reactor than there
+is time for (:mod:`txbedrock.inbound.turns`). What is wrong with one request is answered like a
+bad request of HTTP/1.1, so heads are checked in :func:`_parse_head`, and only there.
 
-- A client's GOAWAY says that it wants no streams from us, which it never gets. h2 takes
-  it for the end of everything; the AWS SDK for JavaScript sends it with its request.
-- What is wrong with one request is an error of its stream, and is answered like a bad
-  request of HTTP/1.1. To h2 most of it is an error of the connection, which would end the
-  requests of others. So heads are checked in :func:`_parse_head`, once, and not by h2.
-- Frames are handled one by one, so that what h2 knows is so when an event is seen, and
-  no more in one turn of the reactor than there is time for (:mod:`txbedrock.inbound.turns`).
-- Heads of answers are written by :class:`_PlainHpack`, DATA frames in ``Stream``: what
-  h2 would do for each of them again is known to be right there, and costs several times more.
+A write to a socket costs more than all that is done for a frame, so there are few: a short
+answer is one, and what is answered to frames that came together is one.
 
 Note [Windows]
 --------------
@@ -55,48 +48,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from struct import Struct
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from h2.config import H2Configuration
-from h2.connection import AllowedStreamIDs, ConnectionInputs, H2Connection
-from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    PingAckReceived,
-    RemoteSettingsChanged,
-    RequestReceived,
-    SettingsAcknowledged,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-    WindowUpdated,
-)
-from h2.exceptions import (
-    FrameDataMissingError,
-    NoSuchStreamError,
-    ProtocolError,
-    StreamClosedError,
-)
-from h2.frame_buffer import FrameBuffer
-from h2.settings import SettingCodes, Settings
-from h2.stream import StreamClosedBy, StreamState
-from hpack import HPACKError, OversizedHeaderListError
-from hyperframe.exceptions import HyperframeError
-from hyperframe.frame import (
-    DataFrame,
-    ExtensionFrame,
-    Frame,
-    GoAwayFrame,
-    HeadersFrame,
-    PingFrame,
-    PriorityFrame,
-    RstStreamFrame,
-    SettingsFrame,
-    WindowUpdateFrame,
-)
 from twisted.internet._producer_helpers import _PullToPush
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -113,6 +66,16 @@ from zope.interface import implementer
 from txbedrock.core.headers import HeaderList
 from txbedrock.core.replies import render
 from txbedrock.errors import BadHttp, BodyTimeout, HeadersTooLarge, ProxyError
+from txbedrock.inbound.http2_connection import (
+    HEADERS,
+    MAX_FRAME,
+    PREFACE,
+    Connection,
+    ErrorCode,
+    Excess,
+    Http2Error,
+)
+from txbedrock.inbound.http2_hpack import OF_A_CONNECTION
 from txbedrock.inbound.request import Request, new_request_id
 from txbedrock.inbound.turns import Left, Turns
 from txbedrock.writing import write_now
@@ -122,22 +85,22 @@ if TYPE_CHECKING:
 
 __all__ = ["PREFACE", "Http2Channel", "Http2Limits", "Stream"]
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a connection begins with."""
-
 _LAST_WRITES_S = 0.05
 
 # How long a client that has said that it goes may take to do so.
 _FAREWELL_S = 1.0
 
-# Every client takes frames of this size, and smaller ones would make streams fairer only.
-_MAX_FRAME = 16 * 1024
 _ANY_STREAM = 2**31 - 1
+
+# Comes back in a PING when all has arrived that was on its way.
+_DRAIN = b"draining"
 
 # A connection's share of the reactor's time, in frames; a request is worth many.
 _QUANTUM = 128
 _HEADERS_COST = 32
-_MAX_CONTINUATIONS = 32
+# Of an answer, what others wait for: as much as is read of one at a time.
+_MAX_PIECE = 64 * 1024
+_LENGTH_NAME = len(b"content-length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,309 +158,13 @@ class _Leak:
         return self.level > self._burst
 
 
-class _Excess(ProtocolError):
-    """
-    Too much of something.
-
-    :param kind: as it is counted.
-    """
-
-    error_code = ErrorCodes.ENHANCE_YOUR_CALM
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-class _BadCompression(ProtocolError):
-    error_code = ErrorCodes.COMPRESSION_ERROR
-
-
-class _Frames(FrameBuffer):
-    """What h2 does for many frames of a header block in one go is bounded in each."""
-
-    def _update_header_buffer(self, f: Frame | None) -> Frame | None:
-        whole = super()._update_header_buffer(f)
-        if len(self._headers_buffer) > _MAX_CONTINUATIONS:
-            raise _Excess("control_flood", "A header block is in too many frames.")
-        return whole
-
-
-class _Connection(H2Connection):
-    """See Note [What h2 does, and what is done here]."""
-
-    # Of each closed stream it is remembered how it was closed.
-    MAX_CLOSED_STREAMS = 1024
-
-    def __init__(self, limits: Http2Limits) -> None:
-        super().__init__(
-            H2Configuration(
-                client_side=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-            )
-        )
-        self.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_header_list,
-                SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window,
-                SettingCodes.ENABLE_CONNECT_PROTOCOL: 0,
-            },
-        )
-        # A list that is longer than allowed can be answered; one that is much longer is
-        # not decoded to its end, and so nothing after it can be.
-        self.decoder.max_header_list_size = 2 * limits.max_header_list
-        self.encoder = _PlainHpack()  # type: ignore[assignment]
-        self.incoming_buffer = _Frames(server=True)
-        self._greeted = False
-
-    @property
-    def incomplete(self) -> bool:
-        """Is there a part of a frame or of a header block?"""
-        buffer = self.incoming_buffer
-        return bool(buffer._data or buffer._headers_buffer)
-
-    @property
-    def continued(self) -> int:
-        """Frames of a header block that has not ended."""
-        return len(self.incoming_buffer._headers_buffer)
-
-    def frames(self) -> Iterator[Frame]:
-        """Take the whole frames out of what was received."""
-        buffer = self.incoming_buffer
-        buffer.max_frame_size = self.max_inbound_frame_size
-        while True:
-            try:
-                frame = next(buffer)
-            except StopIteration:
-                return
-            except ProtocolError as error:
-                frame = self._malformed_frame(error)
-            if not self._greeted:
-                if not isinstance(frame, SettingsFrame) or "ACK" in frame.flags:
-                    raise ProtocolError("The first frame must be SETTINGS.") from None
-                self._greeted = True
-            yield frame
-
-    def _malformed_frame(self, error: ProtocolError) -> Frame:
-        """
-        A frame that could not be taken apart.
-
-        :returns: what is left of it, if that is its stream's error only.
-        :raises ProtocolError: it is the connection's.
-        """
-        buffer = self.incoming_buffer
-        if not isinstance(error, _Excess) and len(buffer._data) >= 9:
-            head = memoryview(bytes(buffer._data[:9]))
-            try:
-                frame, size = Frame.parse_frame_header(head)
-            except HyperframeError:
-                raise ProtocolError("A frame is on a stream that it cannot be on.") from None
-            if frame.stream_id and (
-                (isinstance(frame, WindowUpdateFrame) and size == 4)
-                or isinstance(frame, PriorityFrame)
-            ):
-                if not buffer._headers_buffer:
-                    del buffer._data[: 9 + size]
-                    return frame
-            elif isinstance(frame, SettingsFrame) and "ACK" in frame.flags and size:
-                raise FrameDataMissingError("An acknowledgement of SETTINGS has no payload.")
-        raise error
-
-    def events(self, frame: Frame) -> list[Event]:
-        """What a frame means. What h2 answers is in :meth:`data_to_send`."""
-        return self._receive_frame(frame)
-
-    def reset(self, stream_id: int, code: ErrorCodes) -> None:
-        """Reset a stream, even one that has ended on both sides."""
-        if self.streams[stream_id].closed:
-            self._prepare_for_sending([RstStreamFrame(stream_id, error_code=code)])
-        else:
-            self.reset_stream(stream_id, code)
-
-    def _stream_error(
-        self, stream_id: int, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR
-    ) -> tuple[list[Frame], list[Event]]:
-        try:
-            stream = self._get_stream_by_id(stream_id)
-        except StreamClosedError:
-            return [], []
-        events: list[Event] = [
-            StreamReset(stream_id=stream_id, error_code=code, remote_reset=False)
-        ]
-        return stream.reset_stream(code), events
-
-    def close(self) -> None:
-        """
-        No frame comes any more. The table of what to call for each refers to the connection:
-        without it, it is gone at once and no work for the garbage collector.
-        """
-        self._frame_dispatch_table.clear()
-
-    def forget(self, stream_id: int) -> None:
-        """A stream is closed."""
-        stream = self.streams.pop(stream_id, None)
-        if stream is not None:
-            self._closed_streams[stream_id] = stream.closed_by
-
-    def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
-        try:
-            headers = list(self.decoder.decode(bytes(frame.data), raw=True))
-        except OversizedHeaderListError:
-            raise _Excess("header_list", "The header of a request is far too large.") from None
-        except (HPACKError, IndexError):
-            raise _BadCompression("A header block could not be decoded.") from None
-        ended = "END_STREAM" in frame.flags
-        stream = self.streams.get(frame.stream_id)
-        if not ended and stream is not None and stream.state_machine.state is StreamState.OPEN:
-            return self._stream_error(frame.stream_id)  # Trailers are the end.
-        self.state_machine.process_input(ConnectionInputs.RECV_HEADERS)
-        stream = self._get_or_create_stream(frame.stream_id, AllowedStreamIDs.ODD)
-        frames, events = stream.receive_headers((), ended, None)
-        events[0].headers = headers  # type: ignore[attr-defined]
-        return frames, events
-
-    def _receive_window_update_frame(
-        self, frame: WindowUpdateFrame
-    ) -> tuple[list[Frame], list[Event]]:
-        if frame.stream_id and not frame.window_increment:
-            return self._stream_error(frame.stream_id)
-        return super()._receive_window_update_frame(frame)
-
-    def _receive_priority_frame(
-        self, frame: HeadersFrame | PriorityFrame
-    ) -> tuple[list[Frame], list[Event]]:
-        if frame.body_len != 5:
-            return self._stream_error(frame.stream_id, ErrorCodes.FRAME_SIZE_ERROR)
-        return [], []  # RFC 9113, 5.3.2: there are no priorities any more.
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
-        return [], [ConnectionTerminated()]
-
-    def _receive_rst_stream_frame(self, frame: RstStreamFrame) -> tuple[list[Frame], list[Event]]:
-        if frame.stream_id > self.highest_inbound_stream_id or not frame.stream_id % 2:
-            raise ProtocolError(f"RST_STREAM for stream {frame.stream_id}, which is not open.")
-        return super()._receive_rst_stream_frame(frame)
-
-    def _handle_data_on_closed_stream(
-        self, events: list[Event], exc: StreamClosedError, frame: DataFrame
-    ) -> tuple[list[Frame], list[Event]]:
-        frames, events = super()._handle_data_on_closed_stream(events, exc, frame)
-        closed_by = self._closed_streams.get(frame.stream_id)
-        if closed_by is StreamClosedBy.SEND_RST_STREAM and not exc._events:
-            # Sent before the client knew; it has been told once.
-            frames = [each for each in frames if not isinstance(each, RstStreamFrame)]
-        return frames, events
-
-
-_STATUSES = {
-    status: bytes([0x80 | index])
-    for index, status in enumerate((b"200", b"204", b"206", b"304", b"400", b"404", b"500"), 8)
-}
-_STATIC_NAMES = {
-    name: index
-    for index, name in (
-        (8, b":status"),
-        (18, b"accept-ranges"),
-        (20, b"access-control-allow-origin"),
-        (21, b"age"),
-        (22, b"allow"),
-        (24, b"cache-control"),
-        (25, b"content-disposition"),
-        (26, b"content-encoding"),
-        (27, b"content-language"),
-        (28, b"content-length"),
-        (29, b"content-location"),
-        (30, b"content-range"),
-        (31, b"content-type"),
-        (33, b"date"),
-        (34, b"etag"),
-        (36, b"expires"),
-        (44, b"last-modified"),
-        (45, b"link"),
-        (46, b"location"),
-        (53, b"retry-after"),
-        (54, b"server"),
-        (55, b"set-cookie"),
-        (56, b"strict-transport-security"),
-        (59, b"vary"),
-        (60, b"via"),
-        (61, b"www-authenticate"),
-    )
-}
-_MAX_NAMES = 1000
-
-
-class _PlainHpack:
-    """
-    Heads of answers as HPACK without a table: every field as it is.
-
-    The table would save some bytes of an answer and take longer than all the rest of
-    its head: most values are there once, and each is looked for in all of it.
-
-    Source: RFC 7541, 6.2.2 (fields), 6.3 and 4.2 (a table that has no room).
-    """
-
-    # How a field with this name begins.
-    _names: ClassVar[dict[bytes, bytes]] = {}
-
-    # What h2 sets when the client allows another size: none is less.
-    header_table_size = 0
-
-    def __init__(self) -> None:
-        self._begin = b"\x20"
-
-    def encode(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """The first block of a connection says that the table has no room."""
-        block = [self._begin]
-        self._begin = b""
-        names = self._names
-        for name, value in headers:
-            if name == b":status" and value in _STATUSES:
-                block.append(_STATUSES[value])
-                continue
-            start = names.get(name)
-            if start is None:
-                start = _name(name)
-                if len(names) < _MAX_NAMES:
-                    names[name] = start
-            block.append(start)
-            block.append(_integer(len(value), 127))
-            block.append(value)
-        return b"".join(block)
-
-
-def _name(name: bytes) -> bytes:
-    index = _STATIC_NAMES.get(name)
-    if index is not None:
-        return _integer(index, 15)
-    return b"\x00" + _integer(len(name), 127) + name
-
-
-def _integer(value: int, limit: int) -> bytes:
-    """RFC 7541, 5.1, where the bits before are 0."""
-    if value < limit:
-        return bytes((value,))
-    octets = [limit]
-    value -= limit
-    while value >= 128:
-        octets.append(value & 127 | 128)
-        value >>= 7
-    octets.append(value)
-    return bytes(octets)
-
-
 @dataclass(slots=True)
 class _Head:
     """The head of a request, as HTTP/1.1 would have it."""
 
     method: bytes
     path: bytes
-    fields: list[tuple[bytes, bytes]]
+    fields: HeaderList
     length: int | None
     expects: bool
 
@@ -507,45 +174,82 @@ _is_method = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}").fullmatch
 # No space and nothing that ends a line: the path goes into lines of HTTP/1.1.
 _is_path = re.compile(rb"/[\x21-\x7e\x80-\xff]*|\*").fullmatch
 _is_authority = re.compile(rb"[\x21-\x3f\x41-\x7e]*").fullmatch
-_is_bad_value = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z").search
+_is_value = re.compile(rb"(?:[^\0\r\n\t ](?:[^\0\r\n]*[^\0\r\n\t ])?)?").fullmatch
 _is_length = re.compile(rb"[0-9]{1,18}").fullmatch
 
-_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
-_OF_A_CONNECTION = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+_BAD_NAME = "A header's name must be of letters, digits and '-', in lower case."
+_BAD_VALUE = "A header's value must not hold a line's end or begin or end with white space."
+
+# By its name: a header is passed on, looked at, or one of RFC 9113's own.
+_FIELD, _SPECIAL, _PSEUDO = range(3)
+
+
+class _Kinds(dict[bytes, int]):
+    """The kinds of names, remembered: clients use few."""
+
+    def __missing__(self, name: bytes) -> int:
+        """
+        :raises BadHttp: it is no name (RFC 9113, 8.2.1).
+        """
+        if name[:1] == b":":
+            return _PSEUDO
+        if not _is_name(name):
+            raise BadHttp(_BAD_NAME)
+        if len(self) < _MAX_NAMES and len(name) <= _USUAL_NAME:
+            self[name] = _FIELD
+        return _FIELD
+
+
+_PSEUDO_NAMES = frozenset((b":method", b":scheme", b":authority", b":path"))
+_MAX_NAMES = 4096
+_USUAL_NAME = 64
+_kinds = _Kinds(
+    dict.fromkeys(_PSEUDO_NAMES, _PSEUDO)
+    | dict.fromkeys(OF_A_CONNECTION, _SPECIAL)
+    | dict.fromkeys((b"content-length", b"cookie", b"expect", b"host", b"te"), _SPECIAL)
 )
 
 
-_BAD_VALUE = "A header's value must not hold a line's end or begin or end with white space."
+def _check_trailers(fields: HeaderList) -> None:
+    """
+    :raises BadHttp: they are malformed (RFC 9113, 8.1 and 8.2).
+    """
+    for name, value in fields:
+        if _kinds[name] == _PSEUDO:
+            raise BadHttp(_BAD_NAME)
+        if not _is_value(value):
+            raise BadHttp(_BAD_VALUE)
+        _check_of_a_connection(name, value)
 
 
-def _check_field(name: bytes, value: bytes) -> None:
+def _check_of_a_connection(name: bytes, value: bytes) -> None:
     """
-    :raises BadHttp: it is malformed, in a header or in trailers (RFC 9113, 8.2).
+    :raises BadHttp: it is, and HTTP/2 has no such headers (RFC 9113, 8.2.2).
     """
-    if not _is_name(name):
-        raise BadHttp("A header's name must be of letters, digits and '-', in lower case.")
-    if _is_bad_value(value):
-        raise BadHttp(_BAD_VALUE)
-    if name in _OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+    if name in OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
         raise BadHttp(f"HTTP/2 has no {name.decode()} header: leave it out.")
 
 
-def _parse_head(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
+def _parse_head(headers: HeaderList) -> _Head:
     """
     :raises BadHttp: it is malformed (RFC 9113, 8.1.1 to 8.3.1).
     """
     pseudo: dict[bytes, bytes] = {}
-    fields: list[tuple[bytes, bytes]] = []
+    fields: HeaderList = []
     cookies: list[bytes] = []
     host: bytes | None = None
     length: int | None = None
     expects = False
-    for name, value in headers:
-        if name[:1] == b":":
-            if _is_bad_value(value):
-                raise BadHttp(_BAD_VALUE)
-            if name not in _PSEUDO:
+    for field in headers:
+        name, value = field
+        kind = _kinds[name]
+        if not _is_value(value):
+            raise BadHttp(_BAD_VALUE)
+        if kind == _FIELD:
+            fields.append(field)
+            continue
+        if kind == _PSEUDO:
+            if name not in _PSEUDO_NAMES:
                 raise BadHttp("A request's only pseudo-headers are those of RFC 9113, 8.3.1.")
             if name in pseudo:
                 raise BadHttp(f"The pseudo-header {name.decode()} must be there once.")
@@ -553,7 +257,6 @@ def _parse_head(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
                 raise BadHttp("Pseudo-headers must come before all other headers.")
             pseudo[name] = value
             continue
-        _check_field(name, value)
         if name == b"cookie":
             cookies.append(value)
             continue
@@ -569,7 +272,9 @@ def _parse_head(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
             length = int(value)
         elif name == b"expect":
             expects = value.lower() == b"100-continue"
-        fields.append((name, value))
+        else:
+            _check_of_a_connection(name, value)
+        fields.append(field)
     method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
     if method == b"CONNECT":
         raise BadHttp("This is not a proxy for CONNECT: send the request itself.")
@@ -602,6 +307,36 @@ class Stream:
     that is public here; ``requestDone`` is the end of an answer.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_buffer",
+        "_channel",
+        "_cut",
+        "_end_sent",
+        "_flow",
+        "_head",
+        "_paused",
+        "_producer",
+        "_pulls",
+        "_request",
+        "_unopened",
+        "closed",
+        "finished",
+        "id",
+        "last_progress",
+        "limits",
+        "peer_host",
+        "queued",
+        "refused",
+        "reset_with",
+        "secure",
+        "site",
+        "transport",
+        "upload_paused",
+        "uploading",
+        "whole",
+    )
+
     factory = None
 
     def __init__(self, channel: Http2Channel, id: int, head: _Head) -> None:
@@ -615,11 +350,12 @@ class Stream:
         self.whole = False
         self.upload_paused = False
         self.queued = False
-        self.reset_with: ErrorCodes | None = None
-        self.last_progress = channel.now()
+        self.reset_with: ErrorCode | None = None
+        self.last_progress = channel.arrived
         # To see who the client is; what ends the stream is here.
         self.transport = channel.tcp
         self.secure = channel.secure
+        self.peer_host = channel.peer_host
         self._channel = channel
         self._head = head
         self._flow = channel.h2.streams[id]
@@ -643,11 +379,6 @@ class Stream:
     def getHost(self) -> IAddress:
         return self._channel.tcp.getHost()
 
-    @property
-    def peer_host(self) -> str:
-        """Of the connection."""
-        return self._channel.peer_host
-
     def isSecure(self) -> bool:
         return self._channel.secure
 
@@ -668,34 +399,42 @@ class Stream:
         request = self._request = Request(self, head.method, head.path, b"HTTP/2", head.fields)
         request.begin(0 if ended and head.length is None else head.length)
         if head.expects and not ended and not self.refused:
-            self._channel.send_head(self, [(b":status", b"100")])
+            self._channel.h2.send_head(self.id, 100, [], False)
+            self._channel.flush_soon()
+        if ended:
+            self.ended()
 
-    def received(self, data: bytes, size: int) -> None:
+    def received(self, data: bytes, size: int, ended: bool) -> None:
         """
         A piece of the body.
 
         :param size: what it takes of the window, padding included.
+        :param ended: it is the last one.
         """
-        self.last_progress = self._channel.now()
-        if self._request is None:
+        self.last_progress = self._channel.arrived
+        self.uploading = not ended
+        request = self._request
+        if request is None:
             return  # Refused: its window stays shut.
         self._arrived += len(data)
         if self._head.length is not None and self._arrived > self._head.length:
             self.malformed(BadHttp("The body is longer than the content-length header says."))
             return
-        self._unopened += size
         if data:
-            self._request.feed(data)
-        self._open_window()
+            request.feed(data)
+        if ended:
+            self.ended()
+        else:
+            self._unopened += size
+            self._open_window()
 
     def ended(self) -> None:
         """The request is whole."""
         self.uploading = False
-        request = self._request
+        request, length = self._request, self._head.length
         if request is None:
             return
-        head = self._head
-        if head.length is not None and self._arrived != head.length:
+        if length is not None and self._arrived != length:
             self.malformed(BadHttp("The body is shorter than the content-length header says."))
             return
         self._channel.answering(self)
@@ -734,7 +473,7 @@ class Stream:
             return
         if self._unopened * 2 >= self.site.http2_limits.stream_window:
             size, self._unopened = self._unopened, 0
-            self._channel.h2.increment_flow_control_window(size, self.id)
+            self._channel.h2.open_window(self.id, size)
 
     # Its answer.
 
@@ -746,34 +485,33 @@ class Stream:
 
         :param data: empty if there is none yet, or never.
         """
-        if self.closed:
-            return
-        head = [(b":status", b"%d" % code)]
-        whole = self._head.method == b"HEAD" or code in (204, 304)
+        if not self.closed:
+            self._send_answer(code, headers, data)
+
+    def _send_answer(self, status: int, headers: HeaderList, data: bytes) -> None:
+        length = None
         for name, value in headers:
-            lower = name.lower()
-            if lower in _OF_A_CONNECTION:
-                continue
-            head.append((lower, value))
-            if lower == b"content-length" and value == b"0":
-                whole = True
+            if len(name) == _LENGTH_NAME and name.lower() == b"content-length":
+                length = value
+        channel = self._channel
+        whole = self._head.method == b"HEAD" or status in (204, 304) or length == b"0"
         self._end_sent = whole
-        self._channel.send_head(self, head, self._end_sent)
-        self.write(data)
+        channel.h2.send_head(self.id, status, headers, whole)
+        if data and not whole and length == b"%d" % len(data) and self._can_send(len(data)):
+            # All there is: its end goes with it.
+            self._end_sent = True
+            channel.h2.send_data(self.id, self._flow, data, True)
+        else:
+            self.write(data)
+        channel.flush_soon()
 
     def write(self, data: bytes) -> None:
         if self.closed or self._end_sent or not data:
             return
         channel, buffer = self._channel, self._buffer
-        size = len(data)
-        if (
-            not buffer
-            and size <= _MAX_FRAME
-            and not channel.stalled
-            and size <= self._flow.outbound_flow_control_window
-            and size <= channel.h2.outbound_flow_control_window
-        ):
-            self._send(data)
+        if self._can_send(len(data)):
+            channel.h2.send_data(self.id, self._flow, data)
+            channel.flush()
             return
         if not buffer:
             self.last_progress = channel.now()
@@ -786,6 +524,16 @@ class Stream:
         ):
             self._paused = True
             self._producer.pauseProducing()
+
+    def _can_send(self, size: int) -> bool:
+        """At once?"""
+        channel = self._channel
+        return (
+            not (self._buffer or channel.stalled)
+            and size <= _MAX_PIECE
+            and size <= self._flow.window
+            and size <= channel.h2.window
+        )
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))
@@ -805,9 +553,9 @@ class Stream:
         channel = self._channel
         size = min(
             len(buffer),
-            _MAX_FRAME,
-            self._flow.outbound_flow_control_window,
-            channel.h2.outbound_flow_control_window,
+            MAX_FRAME,
+            self._flow.window,
+            channel.h2.window,
         )
         if size <= 0 or self.closed:
             return False
@@ -816,20 +564,17 @@ class Stream:
         self.last_progress = channel.now()
         if self.finished and not buffer:
             self._end_sent = True
-            channel.send_last(self, data)
+            channel.h2.send_data(self.id, self._flow, data, True)
+            channel.flush()
+            channel.answered(self)
             return False
-        self._send(data)
+        channel.h2.send_data(self.id, self._flow, data)
+        channel.flush()
         if self._paused and len(buffer) * 2 <= self.site.http2_limits.max_buffered:
             self._paused = False
             if self._producer is not None:
                 self._producer.resumeProducing()
         return bool(buffer)
-
-    def _send(self, data: bytes) -> None:
-        # As h2 would do it, see Note [What h2 does, and what is done here].
-        size = len(data)
-        self._flow.outbound_flow_control_window -= size
-        self._channel.send_data(self.id, data, size)
 
     def requestDone(self, request: object) -> None:
         """The answer is whole."""
@@ -838,16 +583,18 @@ class Stream:
 
     def _finish(self) -> None:
         self.finished = True
-        self.last_progress = self._channel.now()
+        channel = self._channel
         if self.closed:
             return
-        if self._end_sent:
-            self._channel.answered(self)
-        elif not self._buffer:
+        if self._buffer:
+            self.last_progress = channel.now()
+            channel.watch_answer()
+            return
+        if not self._end_sent:
             self._end_sent = True
-            self._channel.send_last(self, b"")
-        else:
-            self._channel.watch_answer()
+            channel.h2.send_data(self.id, self._flow, b"", True)
+            channel.flush_soon()
+        channel.answered(self)
 
     def let_go(self) -> None:
         """The answer will take a while: keep nothing of the request."""
@@ -884,7 +631,7 @@ class Stream:
         if self.closed:
             return
         self.closed = True
-        self._channel.reset(self, ErrorCodes.INTERNAL_ERROR)
+        self._channel.reset(self, ErrorCode.INTERNAL_ERROR)
         # As a transport does it: not in the caller's own call.
         self.site.clock.callLater(0, self.lost, Failure(ConnectionAborted()))
 
@@ -906,26 +653,18 @@ class Stream:
             return
         self.refused = True
         reply = render(error, new_request_id(), self.site.shape_of(self._head.path))
-        head = [(b":status", b"%d" % reply.status)]
-        head += [(name.lower(), value) for name, value in reply.headers]
-        head.append((b"content-length", b"%d" % len(reply.body)))
-        self._end_sent = self._head.method == b"HEAD" or not reply.body
         self._channel.log_refusal(reply.status, error)
-        self._channel.send_head(self, head, self._end_sent)
-        self.write(reply.body)
+        headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+        self._send_answer(reply.status, headers, reply.body)
         self._drop_request(Failure(ConnectionDone()))
         self._finish()
 
     def malformed(self, error: BadHttp) -> None:
         """Refuse a request that is none."""
         if not self.refused:
-            self.reset_with = ErrorCodes.PROTOCOL_ERROR
+            self.reset_with = ErrorCode.PROTOCOL_ERROR
             self._channel.count_reset()
             self.refuse(error)
-
-
-# Length (in two parts), type, flags, stream.
-_data_header = Struct(">HBBBL").pack
 
 
 @implementer(IPushProducer)
@@ -937,8 +676,6 @@ class Http2Channel(Protocol):
     """
 
     site: Site
-    refused = False
-    stalled = False
     secure = False
     tcp: Any
     _log = Logger()
@@ -946,13 +683,18 @@ class Http2Channel(Protocol):
     def __init__(self, site: Site) -> None:
         limits = site.http2_limits
         self.site = site
-        self.h2 = _Connection(limits)
+        self.refused = False
+        self.stalled = False
+        self.h2 = Connection(
+            limits.max_concurrent_streams,
+            limits.max_header_list,
+            limits.stream_window,
+            limits.connection_window,
+        )
         self._streams: dict[int, Stream] = {}
         self._ring: deque[Stream] = deque()
         self._backlog = 0
-        self._sent = 0
         self._credited = 0
-        self._unopened = 0
         # Whether it is going to be closed when there is no stream, or is being closed.
         self._leaving = False
         self._last_stream = _ANY_STREAM
@@ -962,11 +704,13 @@ class Http2Channel(Protocol):
         self.address = ""
         """Under which it is counted."""
 
-        self._behind = False
+        self._behind = self._taking = False
+        # Whose bodies have not come with their heads.
+        self._begun: list[Stream] = []
         self._quantum = _QUANTUM
         self._acknowledged = False
         self._timer: IDelayedCall | None = None
-        self._began = self._idle_since = self._arrived = self.now()
+        self._began = self._idle_since = self.arrived = self.now()
         self._idle_s = site.limits.header_timeout_s
         self._keep_alive_s = site.limits.keep_alive_timeout_s
         self._incomplete_since: float | None = None
@@ -991,10 +735,6 @@ class Http2Channel(Protocol):
         self.address = self.site.bounds.counted(self.peer_host)
         self.site.connected(self)
         self.tcp.registerProducer(self, True)
-        self.h2.initiate_connection()
-        more = self.site.http2_limits.connection_window - self.h2.inbound_flow_control_window
-        if more > 0:
-            self.h2.increment_flow_control_window(more)
         self.flush()
         self._watch_by(self._began + self._idle_s)
         if self.site.draining:
@@ -1004,10 +744,10 @@ class Http2Channel(Protocol):
         if self._closing:
             return  # Read so that the last answer is not lost in a reset.
         # What is too fast was sent too fast, however late there is time for it.
-        self._arrived = self.now()
+        self.arrived = self.now()
         try:
-            self.h2.incoming_buffer.add_data(data)
-        except ProtocolError as error:
+            self.h2.add_data(data)
+        except Http2Error as error:
             self._fail(error)
             return
         if not self._behind and not self.site.turns.do(self) and not self._lost:
@@ -1017,11 +757,11 @@ class Http2Channel(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = self._closing = True
         self._ring.clear()
+        self._begun.clear()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._lose_streams(reason)
         self.site.disconnected(self)
-        self.h2.close()
         if self.secure:
             self.tcp.unregisterProducer()
 
@@ -1062,8 +802,8 @@ class Http2Channel(Protocol):
         if not self._streams:
             self._close()
             return
-        # First for any stream, as some may be on their way; see _drained.
-        self._go_away(_ANY_STREAM, ErrorCodes.NO_ERROR, "This server is being stopped.")
+        # First for any stream, as some may be on their way; see ping_answered.
+        self._go_away(_ANY_STREAM, ErrorCode.NO_ERROR, "This server is being stopped.")
         self.h2.ping(_DRAIN)
         self.flush()
 
@@ -1087,20 +827,13 @@ class Http2Channel(Protocol):
     def _take_frames(self) -> Left:
         h2, turns, whole = self.h2, self.site.turns, False
         left = Left.NOTHING
+        self._taking = True
         try:
-            for frame in h2.frames():
+            while (kind := h2.take(self)) is not None:
                 whole = True
-                kind = frame.__class__
-                count = _COUNTED.get(kind)
-                if count is not None:
-                    count(self, frame)
-                for event in h2.events(frame):
-                    take = _TAKEN.get(event.__class__)
-                    if take is not None:
-                        take(self, event)
                 if self._closing:
                     break
-                self._quantum -= _HEADERS_COST if kind is HeadersFrame else 1
+                self._quantum -= _HEADERS_COST if kind == HEADERS else 1
                 if self._quantum <= 0:
                     self._quantum = _QUANTUM
                     left = Left.MUCH
@@ -1108,12 +841,18 @@ class Http2Channel(Protocol):
                 if turns.is_over:
                     left = Left.TIME
                     break
-        except (ProtocolError, HyperframeError) as error:
+        except Http2Error as error:
             self._fail(error)
             return Left.NOTHING
+        finally:
+            self._taking = False
         if self._lost:
             return Left.NOTHING
         self.flush()
+        while self._begun:
+            stream = self._begun.pop()
+            if stream.uploading:
+                self.watch_upload(stream)
         if not h2.incomplete:
             self._incomplete_since = None
             return Left.NOTHING
@@ -1122,17 +861,10 @@ class Http2Channel(Protocol):
             self._watch_by(self._incomplete_since + self.limits.header_timeout_s)
         return left
 
-    def _fail(self, error: ProtocolError | HyperframeError) -> None:
+    def _fail(self, error: Http2Error) -> None:
         """What the client sends makes no sense, or is too much."""
-        if isinstance(error, ProtocolError):
-            code = ErrorCodes(error.error_code)
-        else:
-            code = ErrorCodes.PROTOCOL_ERROR
-        text = str(error) or "This is not HTTP/2."
-        kind = error.kind if isinstance(error, _Excess) else "protocol_error"
-        if isinstance(error, NoSuchStreamError):
-            text = f"A frame for stream {error.stream_id}, which is not open."
-        self.site.refused(kind)
+        code, text = error.code, str(error)
+        self.site.refused(error.kind)
         self.site.turns.box(self.address)
         self.refused = True
         self._log.info(
@@ -1144,41 +876,30 @@ class Http2Channel(Protocol):
         self._close(code, text)
         self._lose_streams(Failure(ConnectionLost(text)))
 
+    # What frames mean, see Receiver. What comes too fast raises Excess.
+
     def count_reset(self, cost: float = 1.0) -> None:
-        """:raises _Excess: there were too many."""
-        if self._resets.runs_over(self._arrived, cost):
-            raise _Excess("rapid_reset", "Too many requests were given up or refused at once.")
+        if self._resets.runs_over(self.arrived, cost):
+            raise Excess("rapid_reset", "Too many requests were given up or refused at once.")
 
-    def _count_reset_frame(self, frame: Frame) -> None:
-        self.count_reset()
+    def count_ping(self) -> None:
+        if self._pings.runs_over(self.arrived):
+            raise Excess("ping_flood", "Too many PING frames.")
 
-    def _count_ping(self, frame: Frame) -> None:
-        if self._pings.runs_over(self._arrived):
-            raise _Excess("ping_flood", "Too many PING frames.")
+    def count_settings(self) -> None:
+        if self._settings.runs_over(self.arrived):
+            raise Excess("settings_flood", "Too many SETTINGS frames.")
 
-    def _count_settings(self, frame: Frame) -> None:
-        if self._settings.runs_over(self._arrived):
-            raise _Excess("settings_flood", "Too many SETTINGS frames.")
-
-    def _count_control(self, frame: Frame) -> None:
-        if self._control.runs_over(self._arrived):
+    def count_control(self) -> None:
+        if self._control.runs_over(self.arrived):
             # Each frame that it got lets a client open two windows.
-            self._control.level -= 2 * (self._sent - self._credited)
-            self._credited = self._sent
-            if self._control.runs_over(self._arrived, 0):
-                raise _Excess("control_flood", "Too many frames that carry nothing.")
+            sent = self.h2.data_frames
+            self._control.level -= 2 * (sent - self._credited)
+            self._credited = sent
+            if self._control.runs_over(self.arrived, 0):
+                raise Excess("control_flood", "Too many frames that carry nothing.")
 
-    def _count_data(self, frame: Frame) -> None:
-        assert isinstance(frame, DataFrame)
-        if frame.stream_id not in self._streams or (
-            not frame.data and "END_STREAM" not in frame.flags
-        ):
-            self._count_control(frame)
-
-    # Events.
-
-    def _request_received(self, event: RequestReceived) -> None:
-        id, headers = event.stream_id, event.headers
+    def request_received(self, id: int, headers: HeaderList, size: int, ended: bool) -> None:
         limits = self.site.http2_limits
         if id > self._last_stream:
             self._refuse_stream(id)
@@ -1189,9 +910,6 @@ class Http2Channel(Protocol):
             # A client that has not heard of the limit cannot keep it.
             self.count_reset(1.0 if self._acknowledged else 0.1)
             return
-        size = 32 * len(headers)
-        for name, value in headers:
-            size += len(name) + len(value)
         try:
             head = _parse_head(headers)
         except BadHttp as error:
@@ -1213,62 +931,52 @@ class Http2Channel(Protocol):
         elif isinstance(wrong, BadHttp):
             stream.malformed(wrong)
         else:
-            self._guard(stream, stream.begin, event.stream_ended is not None)
-            if event.stream_ended is None:
-                self.watch_upload(stream)
+            if not ended:
+                self._begun.append(stream)
+            self._guard(stream, stream.begin, ended)
 
-    def _data_received(self, event: DataReceived) -> None:
-        size = event.flow_controlled_length
-        self._unopened += size
-        if self._unopened * 2 >= self.site.http2_limits.connection_window:
-            size, self._unopened = self._unopened, 0
-            self.h2.increment_flow_control_window(size)
-        stream = self._streams.get(event.stream_id)
+    def data_received(self, id: int, data: bytes, size: int, ended: bool) -> None:
+        stream = self._streams.get(id)
         if stream is not None:
-            self._guard(stream, stream.received, event.data, event.flow_controlled_length)
+            self._guard(stream, stream.received, data, size, ended)
 
-    def _trailers_received(self, event: TrailersReceived) -> None:
-        stream = self._streams.get(event.stream_id)
+    def trailers_received(self, id: int, headers: HeaderList) -> None:
+        stream = self._streams.get(id)
+        if stream is None:
+            return
         try:
-            for name, value in event.headers:
-                _check_field(name, value)
+            _check_trailers(headers)
         except BadHttp as error:
-            if stream is not None:
-                stream.malformed(error)
+            stream.malformed(error)
+        self._guard(stream, stream.ended)
 
-    def _stream_ended(self, event: StreamEnded) -> None:
-        stream = self._streams.get(event.stream_id)
-        if stream is not None:
-            self._guard(stream, stream.ended)
-
-    def _stream_reset(self, event: StreamReset) -> None:
-        stream = self._streams.get(event.stream_id)
+    def stream_reset(self, id: int) -> None:
+        stream = self._streams.get(id)
         if stream is not None:
             self._forget(stream)
             stream.lost(Failure(ConnectionLost("The client has reset the stream.")))
         else:
-            self.h2.forget(event.stream_id)
+            self.h2.forget(id)
 
-    def _window_updated(self, event: WindowUpdated) -> None:
-        if event.stream_id:
-            stream = self._streams.get(event.stream_id)
+    def window_opened(self, id: int) -> None:
+        if id:
+            stream = self._streams.get(id)
             if stream is not None and stream.waiting:
                 self.ready(stream)
         else:
             self._pump()
 
-    def _settings_changed(self, event: RemoteSettingsChanged) -> None:
+    def settings_changed(self) -> None:
         # A client counts with its new windows from the acknowledgement on.
         self.flush()
-        if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-            for stream in list(self._streams.values()):
-                if stream.waiting:
-                    self.ready(stream)
+        for stream in list(self._streams.values()):
+            if stream.waiting:
+                self.ready(stream)
 
-    def _settings_acknowledged(self, event: SettingsAcknowledged) -> None:
+    def settings_acknowledged(self) -> None:
         self._acknowledged = True
 
-    def _terminated(self, event: ConnectionTerminated) -> None:
+    def client_leaves(self) -> None:
         """
         The client is about to close the connection.
 
@@ -1279,20 +987,16 @@ class Http2Channel(Protocol):
             self._idle_since = self.now()
             self._watch_by(self._idle_since + self._idle_s)
 
-    def _ping_answered(self, event: PingAckReceived) -> None:
-        if event.ping_data == _DRAIN and self._last_stream == _ANY_STREAM and not self._closing:
+    def ping_answered(self, data: bytes) -> None:
+        if data == _DRAIN and self._last_stream == _ANY_STREAM and not self._closing:
             # What was on its way when the client was told has arrived.
-            self._go_away(
-                self.h2.highest_inbound_stream_id,
-                ErrorCodes.NO_ERROR,
-                "This server is being stopped.",
-            )
+            self._go_away(self.h2.last_id, ErrorCode.NO_ERROR, "This server is being stopped.")
 
     def _guard(self, stream: Stream, call: Callable[..., None], *args: Any) -> None:
         """One request's fault is not that of the others."""
         try:
             call(*args)
-        except ProtocolError:
+        except Http2Error:
             raise
         except Exception:
             self._log.failure("a request of HTTP/2 failed")
@@ -1300,40 +1004,20 @@ class Http2Channel(Protocol):
 
     # What streams call.
 
-    def send_head(
-        self, stream: Stream, head: list[tuple[bytes, bytes]], end: bool = False
-    ) -> None:
-        self.h2.send_headers(stream.id, head, end_stream=end)
-        self.flush()
-
-    def send_data(self, id: int, data: bytes, size: int) -> None:
-        """A frame for which there is room in both windows; the stream has taken its own."""
-        self.h2.outbound_flow_control_window -= size
-        self._sent += 1
-        self.tcp.write(_data_header(size >> 8, size & 255, 0, 0, id) + data)
-
-    def send_last(self, stream: Stream, data: bytes) -> None:
-        if data:
-            self.h2.send_data(stream.id, data, end_stream=True)
-        else:
-            self.h2.end_stream(stream.id)
-        self._sent += 1
-        self.answered(stream)
-
     def answered(self, stream: Stream) -> None:
         """All of an answer is sent."""
         code = stream.reset_with
-        if code is None and not self.h2.streams[stream.id].closed:
-            code = ErrorCodes.NO_ERROR
+        if code is None and self.h2.streams[stream.id].receiving:
+            code = ErrorCode.NO_ERROR
         if code is not None:
             self.h2.reset(stream.id, code)
+            self.flush_soon()
         stream.closed = True
-        self.flush()
         self._forget(stream)
 
-    def reset(self, stream: Stream, code: ErrorCodes) -> None:
-        self.h2.reset_stream(stream.id, code)
-        self.flush()
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        self.h2.reset(stream.id, code)
+        self.flush_soon()
         self._forget(stream)
 
     def ready(self, stream: Stream) -> None:
@@ -1356,10 +1040,19 @@ class Http2Channel(Protocol):
         """An answer that is over waits for its client."""
         self._watch_by(self.now() + self.site.http2_limits.flush_timeout_s)
 
+    def flush_soon(self) -> None:
+        """Write what there is to send, with what the frames at hand may add to it."""
+        if not self._taking:
+            self.flush()
+
     def flush(self) -> None:
-        """Write what h2 has."""
-        data = self.h2.data_to_send()
-        if not data or self._lost:
+        """Write what there is to send."""
+        out = self.h2.out
+        if not out:
+            return
+        data = b"".join(out)
+        out.clear()
+        if self._lost:
             return
         if self.stalled:
             self._backlog += len(data)
@@ -1369,7 +1062,7 @@ class Http2Channel(Protocol):
                     self.site.refused("control_flood")
                     self.abort()
                 return
-        self.tcp.write(data)
+        write_now(self.tcp, data)
 
     def log_refusal(self, status: int, error: ProxyError) -> None:
         self._log.info(
@@ -1383,7 +1076,7 @@ class Http2Channel(Protocol):
     def _pump(self) -> None:
         """Let those who can send take turns."""
         ring, h2 = self._ring, self.h2
-        while ring and not self.stalled and h2.outbound_flow_control_window > 0:
+        while ring and not self.stalled and h2.window > 0:
             stream = ring.popleft()
             if stream.send_some():
                 ring.append(stream)
@@ -1391,7 +1084,7 @@ class Http2Channel(Protocol):
                 stream.queued = False
 
     def _refuse_stream(self, id: int) -> None:
-        self.h2.reset_stream(id, ErrorCodes.REFUSED_STREAM)
+        self.h2.reset(id, ErrorCode.REFUSED_STREAM)
         self.h2.forget(id)
 
     def _forget(self, stream: Stream) -> None:
@@ -1421,20 +1114,19 @@ class Http2Channel(Protocol):
 
     # The end.
 
-    def _go_away(self, last: int, code: ErrorCodes, text: str) -> None:
-        frame = GoAwayFrame(0, last_stream_id=last, error_code=code)
-        frame.additional_data = text.encode()
+    def _go_away(self, last: int, code: ErrorCode, text: str) -> None:
         self._last_stream = last
         self.flush()
-        write_now(self.tcp, frame.serialize())
+        self.h2.go_away(last, code, text)
+        write_now(self.tcp, self.h2.out.pop())
 
-    def _close(self, code: ErrorCodes = ErrorCodes.NO_ERROR, text: str = "") -> None:
+    def _close(self, code: ErrorCode = ErrorCode.NO_ERROR, text: str = "") -> None:
         """Send no more, and wait until the client has read it all."""
         if self._closing:
             return
         self._closing = True
         self._ring.clear()
-        self._go_away(self.h2.highest_inbound_stream_id, code, text)
+        self._go_away(self.h2.last_id, code, text)
         if self.refused:
             self._throw_out()
             return
@@ -1522,21 +1214,21 @@ class Http2Channel(Protocol):
         self._close_by = self.now() + self.limits.linger_s
 
     def _unused(self) -> None:
-        self._close(ErrorCodes.NO_ERROR, "There was no request for a while.")
+        self._close(ErrorCode.NO_ERROR, "There was no request for a while.")
 
     def _unacknowledged(self) -> None:
         self._acknowledged = True
-        error = ProtocolError("SETTINGS were not acknowledged in time.")
-        error.error_code = ErrorCodes.SETTINGS_TIMEOUT
-        self._fail(error)
+        self._fail(
+            Http2Error(ErrorCode.SETTINGS_TIMEOUT, "SETTINGS were not acknowledged in time.")
+        )
 
     def _too_slow(self) -> None:
         """A frame is not whole. What has been asked is answered, and nothing more taken."""
         self._incomplete_since = None
         self.site.refused("header")
         self._go_away(
-            self.h2.highest_inbound_stream_id,
-            ErrorCodes.NO_ERROR,
+            self.h2.last_id,
+            ErrorCode.NO_ERROR,
             "A request did not arrive in time.",
         )
         self._leaving = True
@@ -1567,29 +1259,3 @@ class _Lost:
                 return Left.NOTHING
             if self._turns.is_over:
                 return Left.TIME
-
-
-_DRAIN = b"draining"
-
-_COUNTED: dict[type[Frame], Callable[[Http2Channel, Frame], None]] = {
-    DataFrame: Http2Channel._count_data,
-    RstStreamFrame: Http2Channel._count_reset_frame,
-    PingFrame: Http2Channel._count_ping,
-    SettingsFrame: Http2Channel._count_settings,
-    WindowUpdateFrame: Http2Channel._count_control,
-    PriorityFrame: Http2Channel._count_control,
-    ExtensionFrame: Http2Channel._count_control,
-}
-
-_TAKEN: dict[type[Event], Callable[[Http2Channel, Any], None]] = {
-    RequestReceived: Http2Channel._request_received,
-    DataReceived: Http2Channel._data_received,
-    TrailersReceived: Http2Channel._trailers_received,
-    StreamEnded: Http2Channel._stream_ended,
-    StreamReset: Http2Channel._stream_reset,
-    WindowUpdated: Http2Channel._window_updated,
-    RemoteSettingsChanged: Http2Channel._settings_changed,
-    SettingsAcknowledged: Http2Channel._settings_acknowledged,
-    ConnectionTerminated: Http2Channel._terminated,
-    PingAckReceived: Http2Channel._ping_answered,
-}
