@@ -5,18 +5,24 @@ Tests for L{txbedrock.stalls}: what holds the reactor is seen, and why.
 from __future__ import annotations
 
 import select
+import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.tcp import Server
 from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from txbedrock.stalls import CAUSES, Stalls, _watched
+from tests.fakes import until
+from txbedrock.stalls import _CROWD, _MOST_GONE, CAUSES, Stalls, _watched
 
 Work = Callable[[], None]
 
@@ -230,6 +236,62 @@ class ReactorTests(TestCase):
         stalls.stopService()
         self.assertNotIn("doIteration", vars(global_reactor))
         await deferLater(global_reactor, 0.001)  # type: ignore[arg-type]
+
+    async def test_many_go(self) -> None:
+        """Of a crowd that goes at once a few are seen off in a turn; who is there is served."""
+        stalls = self.start()
+        turns = 0
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+
+        counting = LoopingCall(count)
+        counting.start(0)
+        self.addCleanup(counting.stop)
+        seen: list[tuple[str, int]] = []
+
+        class End(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                seen.append((data.decode(), turns))
+
+            def connectionLost(self, reason: Failure = connectionDone) -> None:
+                seen.append(("gone", turns))
+
+        clients = []
+        port = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(port.close)
+        for _ in range(_CROWD * 3):
+            theirs = socket.create_connection(port.getsockname())
+            ours, _ = port.accept()
+            ours.setblocking(False)
+            transport = Server(ours, End(), ("", 0), None, 0, global_reactor)
+            transport.startReading()
+            transport.protocol.makeConnection(transport)
+            clients.append(theirs)
+        await deferLater(global_reactor, 0.01)  # type: ignore[arg-type]
+        # The reactor does nothing meanwhile. Half of those who go have said something.
+        last = clients.pop()
+        for at, client in enumerate(clients):
+            if at % 2:
+                client.send(b"bye")
+            client.close()
+        last.send(b"here")
+        self.addCleanup(last.close)
+        began = turns
+        await until(lambda: len([1 for what, _ in seen if what == "gone"]) == len(clients))
+        by_turn = Counter(turn for what, turn in seen if what == "gone")
+        # A turn of the counter may begin between two of the reactor's.
+        self.assertLessEqual(max(by_turn.values()), 2 * _MOST_GONE)
+        self.assertLessEqual(dict(seen)["here"], began + 2)
+        self.assertGreater(max(by_turn), began + 3)
+        self.assertEqual(Counter(what for what, _ in seen)["bye"], len(clients) // 2)
+        stalls.stopService()
+        from twisted.internet import epollreactor  # where there is one
+
+        self.assertEqual(epollreactor.EPOLLIN, select.EPOLLIN)
+        last.close()
+        await until(lambda: seen[-1][0] == "gone")
 
     def test_other_reactors(self) -> None:
         """Beside another reactor it does nothing."""
