@@ -137,7 +137,7 @@ class Http2Limits:
     settings_per_s: float = 5.0
     control_burst: float = 2000.0
     control_per_s: float = 500.0
-    """WINDOW_UPDATE beyond two for each frame of data that it got, PRIORITY, unknown
+    """WINDOW_UPDATE beyond two for each frame of data that it got, PRIORITY, GOAWAY, unknown
     frames, DATA without data, and DATA for a stream that is over."""
 
 

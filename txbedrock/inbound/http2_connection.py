@@ -489,6 +489,7 @@ class Connection:
             self._send_frame(_PING, _ACK, 0, payload)
 
     def _goaway_frame(self, receiver: Receiver, flags: int, id: int, payload: bytes) -> None:
+        receiver.count_control()
         if len(payload) < 8:
             raise _wrong_size()
         receiver.client_leaves()
