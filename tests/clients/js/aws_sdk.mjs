@@ -501,3 +501,7 @@ await step("bidirectional", async () => {
     return found;
   });
 });
+
+// Of a stream that ends with an exception the SDK does not read the end. Over HTTP/1.1 the
+// connection then keeps this program until the gateway closes it.
+process.exit();
